@@ -1,0 +1,1 @@
+"""Bundles as package data: `avatar/` is the embedded one that `Generator()` opens."""
