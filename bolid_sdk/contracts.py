@@ -1,0 +1,257 @@
+"""The one source of names, axes and dtypes that training, export and runtime share."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+DType: TypeAlias = Literal["float32", "int64"]
+Axis: TypeAlias = int | str
+
+KEYPOINT_NAMES = (
+    "left_shoulder",
+    "right_shoulder",
+    "left_elbow",
+    "right_elbow",
+    "left_wrist",
+    "right_wrist",
+    "left_hip",
+    "right_hip",
+    "left_knee",
+    "right_knee",
+    "left_ankle",
+    "right_ankle",
+)
+LIMBS = (
+    (0, 1),
+    (0, 2),
+    (2, 4),
+    (1, 3),
+    (3, 5),
+    (0, 6),
+    (1, 7),
+    (6, 7),
+    (6, 8),
+    (8, 10),
+    (7, 9),
+    (9, 11),
+)
+PART_NAMES = ("body", "head", "torso", "legs", "feet")
+COEFFICIENT_NAMES = (
+    "input",
+    "x0_sample",
+    "x0_output",
+    "next_sample",
+    "next_output",
+    "next_previous_x0",
+    "next_noise",
+)
+KEYPOINTS = len(KEYPOINT_NAMES)
+PARTS = len(PART_NAMES)
+COEFFICIENTS = len(COEFFICIENT_NAMES)
+
+MIN_CONFIDENCE = 0.3
+"""A keypoint below this confidence counts as not seen: it is neither drawn nor used to place a crop."""
+
+HEATMAP_STRIDE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Everything about a model that decides a tensor's shape. Zero or an empty tuple: the model lacks that part."""
+
+    latent_channels: int
+    vae_factor: int
+    text_length: int = 77
+    context_width: int
+    image_size: int
+    patch_tokens: int
+    patch_width: int
+    identity_tokens: int
+    image_tokens: int
+    cross_attention_layers: int
+    pose_channels: tuple[int, ...]
+    """Channels of `pose_features_i`; level i has the latent's size divided by 2**i."""
+    pose_height: int
+    pose_width: int
+    """Input size of the pose estimator; zero when there is none."""
+    native_height: int
+    native_width: int
+    min_side: int
+    max_side: int
+    size_step: int = 32
+    """Sides of a picture are multiples of this."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "pose_channels": list(self.pose_channels)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Sizes:
+        """Raises TypeError on missing or unknown names."""
+        return cls(**{**values, "pose_channels": tuple(values.get("pose_channels", ()))})
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cls))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """Name, dtype and shape of a graph's input or output; an axis named by a string is dynamic."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Axis, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphSpec:
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    required: bool = True
+    """A bundle without it cannot generate at all."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(tensor.name for tensor in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(tensor.name for tensor in self.outputs)
+
+
+def graph_specs(sizes: Sizes) -> dict[str, GraphSpec]:
+    """Every graph that a model of these sizes has, by name, in the order in which a picture meets them."""
+    specs = [
+        _text_encoder(sizes),
+        *([_pose_estimator(sizes)] if sizes.pose_height else []),
+        _image_encoder(sizes),
+        _identity_encoder(sizes),
+        *([_image_projector(sizes)] if sizes.image_tokens else []),
+        *([_pose_guider(sizes)] if sizes.pose_channels else []),
+        _denoiser(sizes),
+        _vae_decoder(sizes),
+        _vae_encoder(sizes),
+    ]
+    return {spec.name: spec for spec in specs}
+
+
+def pose_feature_specs(sizes: Sizes) -> tuple[TensorSpec, ...]:
+    """`pose_features_i` float32 [batch, c_i, latent_height / 2**i, latent_width / 2**i]."""
+    return tuple(
+        _float(f"pose_features_{i}", "batch", channels, _level("latent_height", i), _level("latent_width", i))
+        for i, channels in enumerate(sizes.pose_channels)
+    )
+
+
+def _float(name: str, *shape: Axis) -> TensorSpec:
+    return TensorSpec(name=name, dtype="float32", shape=shape)
+
+
+def _int(name: str, *shape: Axis) -> TensorSpec:
+    return TensorSpec(name=name, dtype="int64", shape=shape)
+
+
+def _level(axis: str, level: int) -> str:
+    return axis if level == 0 else f"{axis}/{2**level}"
+
+
+def _latent(name: str, sizes: Sizes) -> TensorSpec:
+    return _float(name, "batch", sizes.latent_channels, "latent_height", "latent_width")
+
+
+def _picture(name: str) -> TensorSpec:
+    return _float(name, "batch", 3, "height", "width")
+
+
+def _text_encoder(sizes: Sizes) -> GraphSpec:
+    return GraphSpec(
+        name="text_encoder",
+        inputs=(_int("input_ids", "batch", sizes.text_length),),
+        outputs=(_float("encoder_hidden_states", "batch", sizes.text_length, sizes.context_width),),
+    )
+
+
+def _pose_estimator(sizes: Sizes) -> GraphSpec:
+    height, width = sizes.pose_height, sizes.pose_width
+    return GraphSpec(
+        name="pose_estimator",
+        inputs=(_float("pixels", "batch", 3, height, width),),
+        outputs=(
+            _float("keypoints", "batch", KEYPOINTS, 3),
+            _float("heatmaps", "batch", KEYPOINTS, height // HEATMAP_STRIDE, width // HEATMAP_STRIDE),
+        ),
+        required=False,
+    )
+
+
+def _image_encoder(sizes: Sizes) -> GraphSpec:
+    return GraphSpec(
+        name="image_encoder",
+        inputs=(_float("pixels", "batch", 3, sizes.image_size, sizes.image_size),),
+        outputs=(_float("patch_tokens", "batch", sizes.patch_tokens, sizes.patch_width),),
+    )
+
+
+def _identity_encoder(sizes: Sizes) -> GraphSpec:
+    return GraphSpec(
+        name="identity_encoder",
+        inputs=(
+            _float("patch_tokens", "batch", "views", sizes.patch_tokens, sizes.patch_width),
+            _int("parts", "batch", "views"),
+        ),
+        outputs=(_float("identity_tokens", "batch", sizes.identity_tokens, sizes.context_width),),
+    )
+
+
+def _image_projector(sizes: Sizes) -> GraphSpec:
+    return GraphSpec(
+        name="image_projector",
+        inputs=(_float("patch_tokens", "batch", sizes.patch_tokens, sizes.patch_width),),
+        outputs=(_float("image_tokens", "batch", sizes.image_tokens, sizes.context_width),),
+        required=False,
+    )
+
+
+def _pose_guider(sizes: Sizes) -> GraphSpec:
+    return GraphSpec(
+        name="pose_guider", inputs=(_picture("skeleton"),), outputs=pose_feature_specs(sizes), required=False
+    )
+
+
+def _denoiser(sizes: Sizes) -> GraphSpec:
+    layers = sizes.cross_attention_layers
+    image_tokens = (_float("image_tokens", "guided_batch", sizes.image_tokens, sizes.context_width),)
+    image_scale = (_float("image_scale", layers),)
+    return GraphSpec(
+        name="denoiser",
+        inputs=(
+            _latent("sample", sizes),
+            _latent("previous_x0", sizes),
+            _latent("noise", sizes),
+            _float("timestep", 1),
+            _float("coefficients", COEFFICIENTS),
+            _float("guidance", 1),
+            _float("encoder_hidden_states", "guided_batch", sizes.text_length, sizes.context_width),
+            _float("identity_tokens", "guided_batch", sizes.identity_tokens, sizes.context_width),
+            *(image_tokens if sizes.image_tokens else ()),
+            _float("identity_scale", layers),
+            *(image_scale if sizes.image_tokens else ()),
+            *pose_feature_specs(sizes),
+        ),
+        outputs=(_latent("next_sample", sizes), _latent("x0", sizes)),
+    )
+
+
+def _vae_decoder(sizes: Sizes) -> GraphSpec:
+    return GraphSpec(name="vae_decoder", inputs=(_latent("latents", sizes),), outputs=(_picture("pixels"),))
+
+
+def _vae_encoder(sizes: Sizes) -> GraphSpec:
+    return GraphSpec(
+        name="vae_encoder", inputs=(_picture("pixels"),), outputs=(_latent("latents", sizes),), required=False
+    )
