@@ -1,0 +1,59 @@
+# Everything a newcomer runs. `make help` lists it; each target installs what it needs, once.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+PROMPT ?= a person sitting on a red sofa
+
+DEV := .venv
+DEMO := .venv-demo
+BIN := $(DEV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check lint types bench tables wheel clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+demo: $(DEMO)/.installed ## one picture with the runtime alone (no PyTorch): demo.png
+	@$(DEMO)/bin/python -c "import importlib.util as u; assert not u.find_spec('torch'), 'the runtime must not need PyTorch'"
+	@start=$$(date +%s%N); \
+	$(DEMO)/bin/bolid-infer examples/ref.png "$(PROMPT)" -o demo.png; \
+	echo "$(CURDIR)/demo.png, $$(( ($$(date +%s%N) - start) / 1000000 )) ms from process start to file, without PyTorch"
+
+test: lint types ## lint, types and every test
+	$(BIN)/pytest
+
+check: lint types ## lint, types and the quick tests
+	$(BIN)/pytest -m "not slow"
+
+lint: $(DEV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)/.installed
+	$(BIN)/mypy
+
+bench: $(DEV)/.installed ## measure the embedded bundle, then rewrite the tables of README.md
+	$(BIN)/pytest --benchmark-only
+	$(BIN)/python benchmarks/tables.py
+
+tables: $(DEV)/.installed ## README's tables from benchmarks/results
+	$(BIN)/python benchmarks/tables.py
+
+wheel: $(DEV)/.installed ## dist/*.whl
+	rm -rf build
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean: ## remove environments and caches
+	rm -rf $(DEV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png
+
+# An editable install sees new files at once: only pyproject.toml can make it stale.
+$(DEV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DEV)
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+$(DEMO)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DEMO)
+	$(DEMO)/bin/pip install --quiet -e .
+	touch $@
