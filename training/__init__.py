@@ -1,0 +1,1 @@
+"""Training of BoLID's models and synthesis of their data."""

@@ -1,0 +1,119 @@
+"""The BoLID adapter on a frozen UNet: body encoder, image projector, decoupled keys and values, pose guider.
+
+On disk the two token branches are IP-Adapter-Plus files and the guider a diffusers T2IAdapter folder.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from diffusers import T2IAdapter, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from bolid_training.model.attention import install_body_id_attention
+from bolid_training.model.body_encoder import BodyEncoder, resampler
+from bolid_training.model.config import AvatarConfig
+
+# a part of a Resampler weight's name in diffusers, and in IP-Adapter's files
+_RESAMPLER_NAMES = (
+    ("ln0", "0.norm1"),
+    ("ln1", "0.norm2"),
+    ("attn.to_q", "0.to_q"),
+    ("attn.to_k", "0.to_kv"),
+    ("attn.to_v", "0.to_kv"),
+    ("attn.to_out.0", "0.to_out"),
+    ("ff.0", "1.0"),
+    ("ff.1.net.0.proj", "1.1"),
+    ("ff.1.net.2", "1.3"),
+)
+
+
+class Adapter(nn.Module):
+    """What BoLID trains. `layers` are the UNet's own body-ID processors: to hold them here shares them."""
+
+    def __init__(self, unet: UNet2DConditionModel, config: AvatarConfig):
+        super().__init__()
+        self.layers = install_body_id_attention(unet)
+        embed_dim, output_dim, width = config.text_width, unet.config.cross_attention_dim, config.resampler_width
+        self.identity_encoder = BodyEncoder(
+            parts=config.parts,
+            embed_dim=embed_dim,
+            output_dim=output_dim,
+            width=width,
+            tokens=config.identity_tokens,
+        )
+        self.image_projector = resampler(embed_dim, output_dim, width, config.image_tokens)
+        self.pose_guider = T2IAdapter(
+            in_channels=3,
+            channels=list(unet.config.block_out_channels),
+            num_res_blocks=1,
+            downscale_factor=8,
+            adapter_type="full_adapter",
+        )
+
+    def save(self, folder: Path) -> None:
+        """Writes `identity.safetensors`, `image_prompt.safetensors` and `pose_guider/` into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = self._branch_state("identity", self.identity_encoder.resampler)
+        identity["body.part_embedding"] = self.identity_encoder.part_embedding
+        save_file(_on_disk(identity), folder / "identity.safetensors")
+        save_file(_on_disk(self._branch_state("image", self.image_projector)), folder / "image_prompt.safetensors")
+        self.pose_guider.save_pretrained(folder / "pose_guider")
+
+    def load(self, folder: Path) -> None:
+        """Reads what `save` wrote. Raises RuntimeError that lists missing or unknown keys."""
+        identity = load_file(folder / "identity.safetensors")
+        self.identity_encoder.part_embedding.data.copy_(identity.pop("body.part_embedding"))
+        self._load_branch("identity", self.identity_encoder.resampler, identity)
+        self._load_branch("image", self.image_projector, load_file(folder / "image_prompt.safetensors"))
+        self.pose_guider.load_state_dict(T2IAdapter.from_pretrained(folder / "pose_guider").state_dict())
+
+    def _branch_state(self, branch: str, projection: nn.Module) -> dict[str, Tensor]:
+        state = {f"image_proj.{name}": tensor for name, tensor in _resampler_to_ip_adapter(projection.state_dict()).items()}
+        for index, layer in enumerate(self.layers):
+            for name, tensor in getattr(layer, branch).state_dict().items():
+                state[f"ip_adapter.{2 * index + 1}.{name}"] = tensor
+        return state
+
+    def _load_branch(self, branch: str, projection: nn.Module, state: dict[str, Tensor]) -> None:
+        expected = self._branch_state(branch, projection)
+        if missing_or_unknown := expected.keys() ^ state.keys():
+            raise RuntimeError(f"adapter file and model differ in: {', '.join(sorted(missing_or_unknown))}")
+        for name, tensor in expected.items():
+            if tensor.shape != state[name].shape:
+                raise RuntimeError(f"{name}: expected shape {tuple(tensor.shape)}, found {tuple(state[name].shape)}")
+        projection.load_state_dict(_resampler_from_ip_adapter(state, projection.state_dict()))
+        for index, layer in enumerate(self.layers):
+            names = ("to_k_ip.weight", "to_v_ip.weight")
+            getattr(layer, branch).load_state_dict({n: state[f"ip_adapter.{2 * index + 1}.{n}"] for n in names})
+
+
+def _on_disk(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
+
+
+def _ip_adapter_name(name: str) -> str:
+    """IP-Adapter's name of a weight of diffusers' Resampler; keys and values are one matrix `to_kv` there."""
+    for ours, theirs in _RESAMPLER_NAMES:
+        name = name.replace(f".{ours}.", f".{theirs}.")
+    return name
+
+
+def _resampler_to_ip_adapter(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    out: dict[str, list[Tensor]] = {}
+    for name, tensor in state.items():
+        out.setdefault(_ip_adapter_name(name), []).append(tensor)
+    return {name: torch.cat(tensors) for name, tensors in out.items()}
+
+
+def _resampler_from_ip_adapter(state: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    out = {}
+    for name in names:
+        tensor = state[f"image_proj.{_ip_adapter_name(name)}"]
+        if ".attn.to_k." in name:
+            tensor = tensor.chunk(2)[0]
+        elif ".attn.to_v." in name:
+            tensor = tensor.chunk(2)[1]
+        out[name] = tensor
+    return out

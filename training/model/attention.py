@@ -1,0 +1,117 @@
+"""Body-ID attention: cross-attention with separate keys and values for text, identity and image prompt.
+
+The decoupled cross-attention of IP-Adapter (arXiv:2308.06721), with two image branches:
+
+    Z = Attn(Q, K_text, V_text) + s_identity[l] Attn(Q, K_identity, V_identity) + s_image[l] Attn(Q, K_image, V_image)
+
+The scales are tensors of one value a layer, so that a traced graph takes them as inputs.
+"""
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
+    """Multi-head attention of [B, Q, heads * d] over [B, T, heads * d] keys and values.
+
+    Runs in float32 inside bfloat16 autocast: on CPUs the backward of bfloat16 attention is several times slower.
+    """
+    dtype = query.dtype
+    query, key, value = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
+    with torch.autocast(query.device.type, enabled=False):
+        if dtype == torch.bfloat16 and query.device.type == "cpu":
+            query, key, value = query.float(), key.float(), value.float()
+        out = F.scaled_dot_product_attention(query, key, value)
+    return out.transpose(1, 2).flatten(2).to(dtype)
+
+
+class DecoupledKeyValue(nn.Module):
+    """Keys and values of one conditioning branch in one layer, named as in IP-Adapter's files."""
+
+    def __init__(self, cross_attention_dim: int, hidden_size: int):
+        super().__init__()
+        self.to_k_ip = nn.Linear(cross_attention_dim, hidden_size, bias=False)
+        self.to_v_ip = nn.Linear(cross_attention_dim, hidden_size, bias=False)
+
+    def forward(self, query: Tensor, tokens: Tensor, heads: int) -> Tensor:
+        return attend(query, self.to_k_ip(tokens), self.to_v_ip(tokens), heads)
+
+
+class SelfAttnProcessor:
+    """Plain self-attention; it names the body-ID arguments only because diffusers hands them to every processor."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        identity_tokens: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        identity_scale: Tensor | None = None,
+        image_scale: Tensor | None = None,
+    ) -> Tensor:
+        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        return attn.to_out[0](attend(query, key, value, attn.heads))
+
+
+class BodyIDAttnProcessor(nn.Module):
+    """Cross-attention of layer `index`; the branches whose tokens are None are left out."""
+
+    def __init__(self, index: int, cross_attention_dim: int, hidden_size: int):
+        super().__init__()
+        self.index = index
+        self.identity = DecoupledKeyValue(cross_attention_dim, hidden_size)
+        self.image = DecoupledKeyValue(cross_attention_dim, hidden_size)
+
+    def forward(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        identity_tokens: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        identity_scale: Tensor | None = None,
+        image_scale: Tensor | None = None,
+    ) -> Tensor:
+        query = attn.to_q(hidden_states)
+        out = attend(query, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states), attn.heads)
+        if identity_tokens is not None:
+            out = out + identity_scale[self.index] * self.identity(query, identity_tokens, attn.heads)
+        if image_tokens is not None:
+            out = out + image_scale[self.index] * self.image(query, image_tokens, attn.heads)
+        return attn.to_out[0](out)
+
+    # diffusers reads the signature of `__call__` to decide which arguments a processor takes
+    __call__ = forward
+
+
+def cross_attention_names(unet: UNet2DConditionModel) -> list[str]:
+    """Names of the cross-attention layers in IP-Adapter's order: down, up, then mid."""
+    return [name for name in unet.attn_processors if name.endswith("attn2.processor")]
+
+
+def install_body_id_attention(unet: UNet2DConditionModel) -> nn.ModuleList:
+    """Puts body-ID attention into every cross-attention layer and returns the L new processors, in order.
+
+    Keys and values of both branches start as copies of the text's (IP-Adapter's initialisation).
+    """
+    processors: dict[str, nn.Module | SelfAttnProcessor] = {}
+    layers = nn.ModuleList()
+    for name in unet.attn_processors:
+        attn = unet.get_submodule(name.removesuffix(".processor"))
+        if not name.endswith("attn2.processor"):
+            processors[name] = SelfAttnProcessor()
+            continue
+        layer = BodyIDAttnProcessor(len(layers), attn.to_k.in_features, attn.to_k.out_features)
+        for branch in (layer.identity, layer.image):
+            branch.to_k_ip.load_state_dict(attn.to_k.state_dict())
+            branch.to_v_ip.load_state_dict(attn.to_v.state_dict())
+        layers.append(layer)
+        processors[name] = layer
+    unet.set_attn_processor(processors)
+    return layers

@@ -1,0 +1,44 @@
+"""From patch tokens of a person's body parts to identity tokens; from those of a picture to image-prompt tokens.
+
+Both are IP-Adapter-Plus Resamplers (depth 4, head width 64), so that diffusers' `load_ip_adapter` reads them.
+"""
+
+import torch
+from diffusers.models.embeddings import IPAdapterPlusImageProjection
+from torch import Tensor, nn
+
+HEAD_DIM = 64
+DEPTH = 4
+
+
+def resampler(embed_dim: int, output_dim: int, width: int, tokens: int) -> IPAdapterPlusImageProjection:
+    """A Resampler from [B, any, embed_dim] to [B, tokens, output_dim]; `width` is a multiple of 64."""
+    return IPAdapterPlusImageProjection(
+        embed_dims=embed_dim,
+        output_dims=output_dim,
+        hidden_dims=width,
+        depth=DEPTH,
+        dim_head=HEAD_DIM,
+        heads=width // HEAD_DIM,
+        num_queries=tokens,
+    )
+
+
+class BodyEncoder(nn.Module):
+    """Identity tokens [B, N, C] from the patch tokens [B, V, P, D] of V part crops.
+
+    `parts` int64 [B, V] says which part each crop shows; its embedding tells the Resampler a sleeve from a trouser leg.
+    One or several references, all parts or some: only V differs.
+    """
+
+    def __init__(self, *, parts: int, embed_dim: int, output_dim: int, width: int, tokens: int):
+        super().__init__()
+        self.part_embedding = nn.Parameter(torch.randn(parts, embed_dim) * 0.02)
+        self.resampler = resampler(embed_dim, output_dim, width, tokens)
+
+    def forward(self, patch_tokens: Tensor, parts: Tensor) -> Tensor:
+        return self.resampler(self.embed_parts(patch_tokens, parts))
+
+    def embed_parts(self, patch_tokens: Tensor, parts: Tensor) -> Tensor:
+        """The Resampler's input [B, V * P, D]; with plain diffusers this is `ip_adapter_image_embeds`."""
+        return (patch_tokens + self.part_embedding[parts][:, :, None]).flatten(1, 2)

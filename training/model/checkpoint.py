@@ -1,0 +1,248 @@
+"""A checkpoint: a diffusers folder with a pose estimator and the BoLID adapter beside the usual parts."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    VitPoseForPoseEstimation,
+)
+
+from bolid_training.model.adapter import Adapter
+from bolid_training.model.config import AvatarConfig
+from bolid_training.model.pose_estimator import PoseEstimator, build_vitpose
+
+MAX_TOKENS = 77
+
+
+@dataclass(kw_only=True)
+class Checkpoint:
+    """All networks of one model, in eval mode. `unet` already carries the adapter's attention."""
+
+    config: AvatarConfig
+    unet: UNet2DConditionModel
+    vae: AutoencoderTiny
+    text_encoder: CLIPTextModel
+    text_projection: nn.Linear
+    tokenizer: CLIPTokenizer
+    image_encoder: CLIPVisionModelWithProjection
+    feature_extractor: CLIPImageProcessor
+    pose_estimator: PoseEstimator
+    scheduler: DDIMScheduler
+    adapter: Adapter
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+        """Writes the whole folder, weights as `dtype`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", "safety_checker": [None, None]}
+        for name in ("unet", "vae", "text_encoder", "tokenizer", "image_encoder", "feature_extractor", "scheduler"):
+            part = getattr(self, name)
+            part.save_pretrained(folder / name)
+            library = "diffusers" if type(part).__module__.startswith("diffusers") else "transformers"
+            index[name] = [library, type(part).__name__]
+        self.pose_estimator.vitpose.save_pretrained(folder / "pose_estimator")
+        self.adapter.save(folder / "adapter")
+        save_file({"weight": self.text_projection.weight.detach()}, folder / "text_encoder" / "projection.safetensors")
+        (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+        (folder / "avatar.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+        for file in folder.rglob("*.safetensors"):
+            _rewrite(file, dtype)
+
+
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Reads what `Checkpoint.save` wrote, in float32.
+
+    Raises FileNotFoundError for a folder that is not a checkpoint and RuntimeError that lists differing adapter keys.
+    """
+    folder = Path(folder)
+    if not (folder / "avatar.json").is_file():
+        raise FileNotFoundError(f"{folder} is not a BoLID checkpoint: it has no avatar.json")
+    values = json.loads((folder / "avatar.json").read_text())
+    config = AvatarConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    unet = _load_unet(folder / "unet")
+    adapter = Adapter(unet, config)
+    adapter.load(folder / "adapter")
+    text_projection = nn.Linear(config.text_width, config.clip_projection, bias=False)
+    text_projection.load_state_dict(_as_float32(load_file(folder / "text_encoder" / "projection.safetensors")))
+    checkpoint = Checkpoint(
+        config=config,
+        unet=unet,
+        vae=AutoencoderTiny.from_pretrained(folder / "vae", torch_dtype=torch.float32),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        text_projection=text_projection,
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        image_encoder=CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", dtype=torch.float32),
+        feature_extractor=CLIPImageProcessor.from_pretrained(folder / "feature_extractor"),
+        pose_estimator=PoseEstimator(
+            VitPoseForPoseEstimation.from_pretrained(folder / "pose_estimator", dtype=torch.float32)
+        ),
+        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
+        adapter=adapter,
+    )
+    return _eval(checkpoint)
+
+
+def build_checkpoint(config: AvatarConfig, tokenizer: CLIPTokenizer | None = None) -> Checkpoint:
+    """A checkpoint with random weights. Without a tokenizer it gets one of bytes only, enough for tests."""
+    tokenizer = tokenizer or byte_tokenizer()
+    clip = build_clip(config, tokenizer)
+    unet = build_unet(config)
+    return _eval(
+        Checkpoint(
+            config=config,
+            unet=unet,
+            vae=build_vae(config),
+            **clip_parts(clip),
+            tokenizer=tokenizer,
+            feature_extractor=build_feature_extractor(config),
+            pose_estimator=PoseEstimator(build_vitpose(config.image_size, config.pose_width, config.pose_layers)),
+            scheduler=build_scheduler(config),
+            adapter=Adapter(unet, config),
+        )
+    )
+
+
+def build_unet(config: AvatarConfig) -> UNet2DConditionModel:
+    """SD1.5's UNet in small. The block without attention comes last: T2I-Adapter features fit nowhere else."""
+    return UNet2DConditionModel(
+        sample_size=config.image_size // 8,
+        in_channels=config.latent_channels,
+        out_channels=config.latent_channels,
+        block_out_channels=config.unet_channels,
+        layers_per_block=config.unet_layers_per_block,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=config.text_width,
+        attention_head_dim=tuple(channels // config.attention_head_dim for channels in config.unet_channels),
+    )
+
+
+def build_vae(config: AvatarConfig) -> AutoencoderTiny:
+    """AutoencoderTiny with f = 8; its latents are trained to have unit variance, so nothing scales them."""
+    widths = (config.vae_width,) * 4
+    return AutoencoderTiny(
+        encoder_block_out_channels=widths,
+        decoder_block_out_channels=widths,
+        latent_channels=config.latent_channels,
+        scaling_factor=1.0,
+        force_upcast=False,
+    )
+
+
+def build_scheduler(config: AvatarConfig) -> DDIMScheduler:
+    """The noise schedule. It ends lower than SD1.5's (beta 0.02 instead of 0.012): small latents keep their mean colour
+    through much noise, and a model that reads colours from the last step's noise does not learn to decide them."""
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+        prediction_type="epsilon",
+    )
+
+
+def build_clip(config: AvatarConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
+    """A small CLIP; its text width is the UNet's cross-attention width."""
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=config.text_width,
+        intermediate_size=4 * config.text_width,
+        num_hidden_layers=config.text_layers,
+        num_attention_heads=config.text_width // 64,
+        max_position_embeddings=MAX_TOKENS,
+        projection_dim=config.clip_projection,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    vision = CLIPVisionConfig(
+        hidden_size=config.text_width,
+        intermediate_size=4 * config.text_width,
+        num_hidden_layers=config.vision_layers,
+        num_attention_heads=config.text_width // 64,
+        image_size=config.vision_size,
+        patch_size=config.vision_patch,
+        projection_dim=config.clip_projection,
+    )
+    clip_config = CLIPModel.config_class(
+        text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=config.clip_projection
+    )
+    return CLIPModel(clip_config)
+
+
+def clip_parts(clip: CLIPModel) -> dict[str, nn.Module]:
+    """The text encoder, text projection and image encoder of a CLIP, as a checkpoint holds them."""
+    image_encoder = CLIPVisionModelWithProjection(clip.config.vision_config)
+    image_encoder.vision_model.load_state_dict(clip.vision_model.state_dict())
+    image_encoder.visual_projection.load_state_dict(clip.visual_projection.state_dict())
+    text_encoder = CLIPTextModel(clip.config.text_config)
+    text_encoder.load_state_dict(clip.text_model.state_dict())
+    return {"text_encoder": text_encoder, "text_projection": clip.text_projection, "image_encoder": image_encoder}
+
+
+def build_feature_extractor(config: AvatarConfig) -> CLIPImageProcessor:
+    """What the image encoder expects: S x S pixels with CLIP's mean and standard deviation."""
+    size = config.vision_size
+    return CLIPImageProcessor(size={"height": size, "width": size}, do_center_crop=False)
+
+
+def byte_tokenizer() -> CLIPTokenizer:
+    """A tokenizer that knows single bytes only."""
+    return train_tokenizer([], vocabulary=0)
+
+
+def train_tokenizer(texts: list[str], vocabulary: int) -> CLIPTokenizer:
+    """CLIP's byte-level BPE, with up to `vocabulary` entries learned from `texts`."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.trainers import BpeTrainer
+
+    specials = ["<|startoftext|>", "<|endoftext|>"]
+    alphabet = sorted(ByteLevel.alphabet())
+    backend: Tokenizer = CLIPTokenizer().backend_tokenizer
+    trainer = BpeTrainer(
+        vocab_size=max(vocabulary, 2 * len(alphabet) + len(specials)),
+        special_tokens=specials + alphabet + [f"{letter}</w>" for letter in alphabet],
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    model = json.loads(backend.to_str())["model"]
+    return CLIPTokenizer(
+        vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], model_max_length=MAX_TOKENS
+    )
+
+
+def _load_unet(folder: Path) -> UNet2DConditionModel:
+    return UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
+
+
+def _eval(checkpoint: Checkpoint) -> Checkpoint:
+    for part in vars(checkpoint).values():
+        if isinstance(part, nn.Module):
+            part.eval().requires_grad_(False)
+    return checkpoint
+
+
+def _as_float32(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
+def _rewrite(file: Path, dtype: torch.dtype) -> None:
+    """Casts a file's weights and leaves the adapter's processors out of the UNet's file: they have files of their own."""
+    state = {name: tensor for name, tensor in load_file(file).items() if ".processor." not in name}
+    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    save_file(state, file, metadata={"format": "pt"})
