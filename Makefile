@@ -50,10 +50,10 @@ clean: ## remove environments and caches
 # An editable install sees new files at once: only pyproject.toml can make it stale.
 $(DEV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DEV)
-	$(BIN)/pip install --quiet -e ".[dev]"
+	$(BIN)/pip install -qq -e ".[dev]"
 	touch $@
 
 $(DEMO)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DEMO)
-	$(DEMO)/bin/pip install --quiet -e .
+	$(DEMO)/bin/pip install -qq -e .
 	touch $@

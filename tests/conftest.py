@@ -1,0 +1,21 @@
+"""What several test files share: where the repository is, and the embedded bundle."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def embedded_bundle() -> Path:
+    """engines/avatar, the bundle that `Generator()` opens."""
+    bundle = ROOT / "engines" / "avatar"
+    if not (bundle / "manifest.json").exists():
+        pytest.skip("engines/avatar has not been exported yet")
+    return bundle
