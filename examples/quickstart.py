@@ -1,0 +1,10 @@
+"""One person, one prompt, one picture."""
+
+from pathlib import Path
+
+from bolid_sdk import Generator
+
+REFERENCE = Path(__file__).parent / "ref.png"
+
+generator = Generator()  # the embedded bundle, on the best backend that works here
+generator(REFERENCE, "a person sitting on a red sofa", seed=7).save("quickstart.png")

@@ -1,0 +1,18 @@
+"""Several photographs of one person make a better identity; it is encoded once and used as often as you like.
+
+python examples/several_references.py front.jpg side.jpg back.jpg
+"""
+
+import sys
+from pathlib import Path
+
+from bolid_sdk import Generator
+
+REFERENCES = sys.argv[1:] or sorted(Path(__file__).parent.glob("ref*.png"))
+PROMPTS = ["a person walking in a park", "a person lying on a beach", "a person jumping"]
+
+generator = Generator()
+person = generator.identify(REFERENCES)
+images = generator.batch([(person, prompt) for prompt in PROMPTS], seed=7)
+for index, image in enumerate(images):
+    image.save(f"several_references_{index}.png")
