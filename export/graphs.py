@@ -1,0 +1,161 @@
+"""The graphs of a bundle as small modules: each binds a network of the checkpoint to its GraphSpec.
+
+A graph takes and gives float32 (the contract), whatever the precision of its network: the casts are here, so lowering a
+network to float16 leaves what is written in this file, the sampler's update above all, in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from bolid_sdk.contracts import GraphSpec, Sizes, graph_specs
+from bolid_training.model.checkpoint import Checkpoint
+from bolid_training.model.pose_estimator import decode_heatmaps
+from torch import Tensor, nn
+
+
+class Graph(nn.Module):
+    """A network behind a GraphSpec: positional inputs in the spec's order, outputs in the spec's order."""
+
+    def __init__(self, spec: GraphSpec, network: nn.Module):
+        super().__init__()
+        self.spec = spec
+        self.network = network
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the network's weights, islands apart."""
+        return next(self.network.parameters()).dtype
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.run(**dict(zip(self.spec.input_names, inputs, strict=True)))
+        return tuple(output.float() for output in outputs)
+
+    def run(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError(f"{type(self).__name__} is a binding without a body")
+
+
+class TextEncoder(Graph):
+    def run(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        return (self.network(input_ids=input_ids).last_hidden_state,)
+
+
+class PoseEstimator(Graph):
+    """Coordinates are decoded in float32: float16 resolves no better than a pixel in a thousand."""
+
+    def run(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        heatmaps = self.network.vitpose(pixels.to(self.dtype)).heatmaps.float()
+        return decode_heatmaps(heatmaps), heatmaps
+
+
+class ImageEncoder(Graph):
+    """Patch tokens are the last hidden state but one, as in IP-Adapter-Plus."""
+
+    def run(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return (self.network(pixels.to(self.dtype), output_hidden_states=True).hidden_states[-2],)
+
+
+class IdentityEncoder(Graph):
+    def run(self, patch_tokens: Tensor, parts: Tensor) -> tuple[Tensor, ...]:
+        return (self.network(patch_tokens.to(self.dtype), parts),)
+
+
+class ImageProjector(Graph):
+    def run(self, patch_tokens: Tensor) -> tuple[Tensor, ...]:
+        return (self.network(patch_tokens.to(self.dtype)),)
+
+
+class PoseGuider(Graph):
+    def run(self, skeleton: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network(skeleton.to(self.dtype)))
+
+
+class VaeDecoder(Graph):
+    """Latents of unit scale to pixels: undoes diffusers' `scaling_factor` and `shift_factor`."""
+
+    def run(self, latents: Tensor) -> tuple[Tensor, ...]:
+        unscaled = latents / self.network.config.scaling_factor + (self.network.config.get("shift_factor") or 0.0)
+        return (self.network.decode(unscaled.to(self.dtype), return_dict=False)[0],)
+
+
+class VaeEncoder(Graph):
+    """Pixels to latents of unit scale; a variational encoder gives its mode."""
+
+    def run(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        encoded = self.network.encode(pixels.to(self.dtype), return_dict=False)[0]
+        latents = encoded.float() if isinstance(encoded, Tensor) else encoded.mode().float()
+        shift = self.network.config.get("shift_factor") or 0.0
+        return ((latents - shift) * self.network.config.scaling_factor,)
+
+
+class Denoiser(Graph):
+    """One sampling step: the guided network and the sampler's linear update (docs/architecture.md, "Graphs").
+
+    e = unet(k0 * sample), e = e_first + guidance * (e_last - e_first), x0 = k1 * sample + k2 * e,
+    next_sample = k3 * sample + k4 * e + k5 * previous_x0 + k6 * noise
+    """
+
+    def run(
+        self,
+        sample: Tensor,
+        previous_x0: Tensor,
+        noise: Tensor,
+        timestep: Tensor,
+        coefficients: Tensor,
+        guidance: Tensor,
+        encoder_hidden_states: Tensor,
+        **conditioning: Tensor,
+    ) -> tuple[Tensor, ...]:
+        k = coefficients
+        branches = branch_index(len(encoder_hidden_states), len(sample))
+        output = self.predict((k[0] * sample)[branches], branches, timestep, encoder_hidden_states, **conditioning)
+        e = guide(output.float(), guidance, len(sample))
+        x0 = k[1] * sample + k[2] * e
+        return k[3] * sample + k[4] * e + k[5] * previous_x0 + k[6] * noise, x0
+
+    def predict(
+        self, sample: Tensor, branches: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **conditioning: Tensor
+    ) -> Tensor:
+        """The UNet's output [G*B, c, h, w] for samples that are already repeated for the guidance branches."""
+        cast = {name: value.to(self.dtype) for name, value in conditioning.items()}
+        features = [cast.pop(name)[branches] for name in list(cast) if name.startswith("pose_features_")]
+        return self.network(
+            sample.to(self.dtype),
+            timestep,
+            encoder_hidden_states=encoder_hidden_states.to(self.dtype),
+            cross_attention_kwargs=cast,
+            # the UNet pops from the list it is given
+            down_intrablock_additional_residuals=features or None,
+        ).sample
+
+
+def branch_index(guided_batch: int, batch: int) -> Tensor:
+    """Index that repeats [B] for G branches; computed, since a traced `repeat` would tie G*B to B by a guard."""
+    return torch.arange(guided_batch) % torch.full((1,), batch)
+
+
+def guide(output: Tensor, guidance: Tensor, batch: int) -> Tensor:
+    """First branch + guidance * (last branch - first branch), [B, ...]; the identity when there is one branch."""
+    index = torch.arange(batch)
+    first, last = output[index], output[index + (len(output) - batch)]
+    return first + guidance * (last - first)
+
+
+def bind_graphs(checkpoint: Checkpoint, sizes: Sizes) -> dict[str, Graph]:
+    """Every graph of the checkpoint by name, in eval mode, sharing the checkpoint's weights."""
+    adapter = checkpoint.adapter
+    networks: dict[str, tuple[type[Graph], nn.Module]] = {
+        "text_encoder": (TextEncoder, checkpoint.text_encoder),
+        "pose_estimator": (PoseEstimator, checkpoint.pose_estimator),
+        "image_encoder": (ImageEncoder, checkpoint.image_encoder),
+        "identity_encoder": (IdentityEncoder, adapter.identity_encoder),
+        "image_projector": (ImageProjector, adapter.image_projector),
+        "pose_guider": (PoseGuider, adapter.pose_guider),
+        "denoiser": (Denoiser, checkpoint.unet),
+        "vae_decoder": (VaeDecoder, checkpoint.vae),
+        "vae_encoder": (VaeEncoder, checkpoint.vae),
+    }
+    graphs = {}
+    for name, spec in graph_specs(sizes).items():
+        binding, network = networks[name]
+        graphs[name] = binding(spec, network).eval().requires_grad_(False)
+    return graphs

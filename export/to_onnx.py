@@ -1,0 +1,132 @@
+"""Graph -> ONNX: dynamic shapes and names from the GraphSpec, nothing private to the exporter left inside."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnx
+import torch
+from bolid_sdk.contracts import GraphSpec, TensorSpec
+from torch import Tensor
+
+from bolid_export.graphs import Graph
+
+# At 23, scaled_dot_product_attention becomes `Attention`, and two of them sharing one query, which is what decoupled
+# cross-attention is, crash TensorRT-RTX's builder. At 21 GroupNormalization is an operator already.
+OPSET = 21
+
+# Small, and all different: an axis that is 0 or 1, or equal to another, is what torch.export would specialise.
+_EXAMPLE_AXES = {"batch": 2, "guided_batch": 4, "views": 3}
+
+
+def to_onnx(graph: Graph, *, size_step: int, vae_factor: int) -> onnx.ModelProto:
+    """Traces `graph` and returns a checked ONNX model with the spec's names and symbolic axes.
+
+    `size_step`: a picture's sides are multiples of it; `vae_factor`: pixels a latent.
+    """
+    units = {"height": size_step, "latent_height": size_step // vae_factor}
+    inputs = example_inputs(graph.spec, {axis: 3 * unit for axis, unit in units.items()})
+    dims = {name: torch.export.Dim(name) for name in ("batch", "guided_batch", "views", "rows", "columns")}
+    shapes = tuple(_dynamic_axes(tensor, units, dims) for tensor in graph.spec.inputs)
+    with _quiet():
+        program = torch.onnx.export(
+            graph,
+            inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=(shapes,),
+            input_names=list(graph.spec.input_names),
+            output_names=list(graph.spec.output_names),
+            verbose=False,
+        )
+    model = program.model_proto
+    _name_nodes(model.graph)
+    _strip_metadata(model)
+    _name_axes(model.graph, graph.spec)
+    model.graph.name, model.producer_name = graph.spec.name, "bolid-export"
+    model = onnx.shape_inference.infer_shapes(model)
+    onnx.checker.check_model(model)
+    return model
+
+
+def example_inputs(spec: GraphSpec, heights: dict[str, int], seed: int = 0) -> tuple[Tensor, ...]:
+    """Random inputs of the spec's dtypes: float32 in [0, 1), int64 zero. Heights give widths two units larger."""
+    random = torch.Generator().manual_seed(seed)
+    axes = {**_EXAMPLE_AXES, **heights, **{axis.replace("height", "width"): n // 3 * 5 for axis, n in heights.items()}}
+    return tuple(_example(tensor, axes, random) for tensor in spec.inputs)
+
+
+def _example(tensor: TensorSpec, axes: dict[str, int], random: torch.Generator) -> Tensor:
+    shape = [axis if isinstance(axis, int) else _divided(axis, axes) for axis in tensor.shape]
+    if tensor.dtype == "int64":
+        return torch.zeros(shape, dtype=torch.int64)
+    return torch.rand(shape, generator=random)
+
+
+def _divided(axis: str, axes: dict[str, int]) -> int:
+    """Size of "latent_height/4" given {"latent_height": 16}."""
+    name, _, divisor = axis.partition("/")
+    return axes[name] // int(divisor or 1)
+
+
+def _dynamic_axes(tensor: TensorSpec, units: dict[str, int], dims: dict[str, Any]) -> dict[int, Any]:
+    return {i: _dim(axis, units, dims) for i, axis in enumerate(tensor.shape) if isinstance(axis, str)}
+
+
+def _dim(axis: str, units: dict[str, int], dims: dict[str, Any]) -> Any:
+    """A picture is `rows` x `columns` steps of `size_step` pixels: the UNet needs latents that halve evenly."""
+    if axis in dims:
+        return dims[axis]
+    step = dims["rows" if "height" in axis else "columns"]
+    unit = _divided(axis.replace("width", "height"), units)
+    return step if unit == 1 else unit * step
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Names a node after its module, `network.down_blocks.0.resnets.0.conv1/Conv`, numbered when there are several."""
+    seen: Counter[str] = Counter()
+    for node in graph.node:
+        scopes = {prop.key: prop.value for prop in node.metadata_props}.get("pkg.torch.onnx.name_scopes", "[]")
+        # the last scope is the traced operation, not a module
+        scope = next((name for name in reversed(ast.literal_eval(scopes)[:-1]) if name), "graph")
+        name = f"{scope}/{node.op_type}"
+        seen[name] += 1
+        node.name = name if seen[name] == 1 else f"{name}_{seen[name]}"
+
+
+def _strip_metadata(model: onnx.ModelProto) -> None:
+    """Stack traces and class hierarchies: a megabyte of the exporting machine's file names."""
+    graph = model.graph
+    for item in (model, graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+
+
+def _name_axes(graph: onnx.GraphProto, spec: GraphSpec) -> None:
+    """Input and output shapes exactly as the spec says them; the exporter's own symbols go with the value infos."""
+    graph.ClearField("value_info")
+    for value, tensor in zip([*graph.input, *graph.output], [*spec.inputs, *spec.outputs], strict=True):
+        shape = value.type.tensor_type.shape
+        shape.ClearField("dim")
+        for axis in tensor.shape:
+            shape.dim.add(**{"dim_value" if isinstance(axis, int) else "dim_param": axis})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about the absence of torchvision and about shared axis names: neither concerns a user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
