@@ -1,0 +1,62 @@
+"""README's tables, from benchmarks/results: `<!-- table: NAME -->` to `<!-- /table -->` is replaced by the table NAME.
+
+python benchmarks/tables.py           rewrites README.md
+python benchmarks/tables.py --check   changes nothing, and fails when a table does not show the results
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+TABLE = re.compile(r"(?P<start><!-- table: (?P<name>[\w-]+) -->\n).*?(?P<stop><!-- /table -->)", re.DOTALL)
+
+COLUMNS = ("median, ms", "quartiles apart, ms", "fastest, ms", "rounds")
+
+
+def latency(group: str) -> str:
+    """One row for each benchmark of a group: median, interquartile range, minimum, number of rounds."""
+    measured = json.loads((RESULTS / "avatar.json").read_text())
+    rows = [result for result in measured["results"] if result["group"] == group]
+    table = markdown(
+        (group, *COLUMNS),
+        [
+            (row["name"], f"{row['median_ms']:.1f}", f"{row['iqr_ms']:.1f}", f"{row['min_ms']:.1f}", str(row["rounds"]))
+            for row in rows
+        ],
+    )
+    return f"{table}\n{footnote(measured['environment'])}\n"
+
+
+def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """The first column is text, the others are numbers."""
+    rule = ("---", *("---:" for _ in header[1:]))
+    return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *rows))
+
+
+def footnote(environment: dict) -> str:
+    libraries = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
+    return f"{environment['cpu']}, {environment['cores']} cores; {libraries}; commit {environment['commit'][:9]}."
+
+
+TABLES = {"image": lambda: latency("image"), "graphs": lambda: latency("graphs")}
+
+
+def update(text: str) -> str:
+    """`text` with every marked table rewritten. Raises KeyError for a table nobody knows."""
+    return TABLE.sub(lambda match: f"{match['start']}{TABLES[match['name']]()}{match['stop']}", text)
+
+
+def main() -> None:
+    text = README.read_text()
+    updated = update(text)
+    if "--check" in sys.argv:
+        sys.exit("README.md does not show benchmarks/results: run `make tables`" if updated != text else 0)
+    README.write_text(updated)
+
+
+if __name__ == "__main__":
+    main()
