@@ -1,0 +1,1 @@
+"""Synthetic, dressed and posed people with exact annotations."""
