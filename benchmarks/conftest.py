@@ -7,31 +7,17 @@ import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from bolid_sdk import Generator
+from bolid_sdk.backends import BACKENDS
+from bolid_sdk.bundle import Bundle
 
 ROOT = Path(__file__).parents[1]
+EMBEDDED = ROOT / "engines" / "avatar"
 RESULTS = ROOT / "benchmarks" / "results" / "avatar.json"
-PACKAGES = ("bolid-sdk", "numpy", "onnxruntime", "openvino")
+INSTALLED = [entry for entry in BACKENDS if entry.installed]
 SEED = 7
-
-
-@pytest.fixture(scope="session")
-def generator() -> "Generator":
-    if not (ROOT / "engines" / "avatar" / "manifest.json").exists():
-        pytest.skip("engines/avatar has not been exported yet")
-    from bolid_sdk import Generator
-
-    return Generator()
-
-
-@pytest.fixture(scope="session")
-def reference() -> Path:
-    return ROOT / "examples" / "ref.png"
 
 
 @pytest.fixture(scope="session")
@@ -40,19 +26,31 @@ def seed() -> int:
 
 
 @pytest.fixture(scope="session")
-def results(generator: "Generator") -> Iterator[list[dict]]:
+def bundle() -> Bundle:
+    if not (EMBEDDED / "manifest.json").exists():
+        pytest.skip("engines/avatar has not been exported yet")
+    return Bundle.open(EMBEDDED)
+
+
+@pytest.fixture(scope="module", params=[entry.name for entry in INSTALLED])
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def results(bundle: Bundle) -> Iterator[list[dict]]:
     """Filled by the benchmarks; written once they have all run."""
     measured: list[dict] = []
     yield measured
     previous = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else []
     # Numbers of one table must come from one run: a selection of the benchmarks leaves the file alone.
     if {row["name"] for row in measured} >= {row["name"] for row in previous}:
-        document = {"environment": environment(generator), "results": measured}
+        document = {"environment": environment(bundle), "results": measured}
         RESULTS.write_text(json.dumps(document, indent=2) + "\n")
 
 
 @pytest.fixture(autouse=True)
-def recorded(benchmark, results: list[dict]) -> Iterator[None]:
+def recorded(benchmark, backend: str, results: list[dict]) -> Iterator[None]:
     """Takes every benchmark's statistics; a test names its row in `benchmark.extra_info["name"]`."""
     yield
     if benchmark.stats is None:
@@ -62,25 +60,28 @@ def recorded(benchmark, results: list[dict]) -> Iterator[None]:
         {
             "group": benchmark.group,
             "name": benchmark.extra_info["name"],
-            "median_ms": 1000 * stats.median,
-            "iqr_ms": 1000 * stats.iqr,
-            "min_ms": 1000 * stats.min,
-            "max_ms": 1000 * stats.max,
+            "backend": backend,
+            "median_ms": round(1000 * stats.median, 3),
+            "q1_ms": round(1000 * stats.q1, 3),
+            "q3_ms": round(1000 * stats.q3, 3),
+            "min_ms": round(1000 * stats.min, 3),
+            "max_ms": round(1000 * stats.max, 3),
             "rounds": stats.rounds,
         }
     )
 
 
-def environment(generator: "Generator") -> dict:
+def environment(bundle: Bundle) -> dict:
     """What the numbers depend on. The load says whether the machine had other work."""
+    packages = ["bolid-sdk", "numpy", *(entry.needs for entry in INSTALLED)]
     return {
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
-        "load": os.getloadavg()[0],
+        "load": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in PACKAGES},
+        "versions": {name: version(name) for name in packages},
         "commit": commit(),
-        "bundle": generator.bundle.digest,
+        "bundle": bundle.digest,
         "seed": SEED,
     }
 
@@ -92,5 +93,5 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "rev-parse", "HEAD"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

@@ -14,21 +14,19 @@ README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 TABLE = re.compile(r"(?P<start><!-- table: (?P<name>[\w-]+) -->\n).*?(?P<stop><!-- /table -->)", re.DOTALL)
 
-COLUMNS = ("median, ms", "quartiles apart, ms", "fastest, ms", "rounds")
-
 
 def latency(group: str) -> str:
-    """One row for each benchmark of a group: median, interquartile range, minimum, number of rounds."""
+    """One row for each benchmark of a group and one column for each backend: median and quartiles."""
     measured = json.loads((RESULTS / "avatar.json").read_text())
-    rows = [result for result in measured["results"] if result["group"] == group]
-    table = markdown(
-        (group, *COLUMNS),
-        [
-            (row["name"], f"{row['median_ms']:.1f}", f"{row['iqr_ms']:.1f}", f"{row['min_ms']:.1f}", str(row["rounds"]))
-            for row in rows
-        ],
-    )
-    return f"{table}\n{footnote(measured['environment'])}\n"
+    cells = {(row["name"], row["backend"]): cell(row) for row in measured["results"] if row["group"] == group}
+    names = list(dict.fromkeys(name for name, _ in cells))
+    backends = list(dict.fromkeys(backend for _, backend in cells))
+    rows = [(name, *(cells.get((name, backend), "") for backend in backends)) for name in names]
+    return f"{markdown(('milliseconds', *backends), rows)}\n{footnote(measured['environment'])}\n"
+
+
+def cell(row: dict) -> str:
+    return f"**{row['median_ms']:.1f}** ({row['q1_ms']:.1f}–{row['q3_ms']:.1f})"
 
 
 def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -39,7 +37,8 @@ def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def footnote(environment: dict) -> str:
     libraries = ", ".join(f"{name} {version}" for name, version in environment["versions"].items())
-    return f"{environment['cpu']}, {environment['cores']} cores; {libraries}; commit {environment['commit'][:9]}."
+    machine = f"{environment['cpu']}, {environment['cores']} cores"
+    return f"Median (quartiles). {machine}; {libraries}; commit {environment['commit'][:9]}."
 
 
 TABLES = {"image": lambda: latency("image"), "graphs": lambda: latency("graphs")}

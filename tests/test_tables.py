@@ -10,8 +10,10 @@ SOURCE = Path(__file__).parents[1] / "benchmarks" / "tables.py"
 RESULTS = {
     "environment": {"cpu": "A CPU", "cores": 2, "versions": {"numpy": "2.4.6"}, "commit": "0123456789abcdef"},
     "results": [
-        {"group": "image", "name": "picture", "median_ms": 812.34, "iqr_ms": 5.05, "min_ms": 800.0, "rounds": 6},
-        {"group": "graphs", "name": "denoiser", "median_ms": 90.0, "iqr_ms": 1.0, "min_ms": 89.0, "rounds": 50},
+        {"group": "image", "name": "picture", "backend": "slow", "median_ms": 812.34, "q1_ms": 800, "q3_ms": 820},
+        {"group": "graphs", "name": "denoiser", "backend": "slow", "median_ms": 90.0, "q1_ms": 89, "q3_ms": 91},
+        {"group": "image", "name": "picture", "backend": "fast", "median_ms": 401.0, "q1_ms": 400.5, "q3_ms": 402},
+        {"group": "image", "name": "cold", "backend": "fast", "median_ms": 900.0, "q1_ms": 899, "q3_ms": 901},
     ],
 }
 README = "before\n<!-- table: image -->\nold\n<!-- /table -->\nafter\n"
@@ -31,11 +33,12 @@ def test_a_table_shows_its_group_and_nothing_else_changes(tables):
     assert tables.update(README) == (
         "before\n"
         "<!-- table: image -->\n"
-        "| image | median, ms | quartiles apart, ms | fastest, ms | rounds |\n"
-        "| --- | ---: | ---: | ---: | ---: |\n"
-        "| picture | 812.3 | 5.0 | 800.0 | 6 |\n"
+        "| milliseconds | slow | fast |\n"
+        "| --- | ---: | ---: |\n"
+        "| picture | **812.3** (800.0–820.0) | **401.0** (400.5–402.0) |\n"
+        "| cold |  | **900.0** (899.0–901.0) |\n"
         "\n"
-        "A CPU, 2 cores; numpy 2.4.6; commit 012345678.\n"
+        "Median (quartiles). A CPU, 2 cores; numpy 2.4.6; commit 012345678.\n"
         "<!-- /table -->\n"
         "after\n"
     )
