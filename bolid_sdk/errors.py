@@ -1,6 +1,16 @@
-"""One family of exceptions: each message says what was received, what was expected and what to do."""
+"""One family of exceptions; each message says what was received, what was expected and what to do."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something worth knowing that is no error. `code` is for programs, `message` for people."""
+
+    code: str
+    message: str
 
 
 class BolidError(Exception):

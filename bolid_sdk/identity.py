@@ -1,111 +1,172 @@
-"""Where a person's parts are: the crops that the identity encoder reads."""
+"""Who is in the pictures: an Identity, computed once for each person and used for many pictures."""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias, cast
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from PIL import Image
 
-from bolid_sdk.contracts import MIN_CONFIDENCE
+from bolid_sdk.bundle import Bundle
+from bolid_sdk.contracts import KEYPOINTS, PARTS
+from bolid_sdk.errors import IdentityFileError, InputError, Notice
+from bolid_sdk.files import atomic_file
+from bolid_sdk.graphs import Graphs
+from bolid_sdk.images import FloatArray, ImageSource, crop_resize, normalise, open_image
+from bolid_sdk.parts import part_boxes
+from bolid_sdk.pose import Pose, detect_pose
+from bolid_sdk.sampling import check_finite
 
-FloatArray: TypeAlias = NDArray[np.float64]
+__all__ = ["Identity", "identify", "part_boxes", "unconditional_tokens"]
 
-SHOULDERS, HIPS, LEGS, ANKLES = (0, 1), (6, 7), (6, 7, 8, 9, 10, 11), (10, 11)
+MAX_REFERENCES = 16
+MAX_FILE_BYTES = 64 * 1024 * 1024
+FIELDS = ("tokens", "keypoints", "aspect", "digest")
 
-# Bones and their usual length in torso lengths (middle of the shoulders to middle of the hips). Projection only
-# shortens a bone, so the longest estimate is the best one; ratios are generous, so that long legs make no big head.
-BONES = (
-    ((0, 1), 0.85),
-    ((0, 2), 0.70),
-    ((1, 3), 0.70),
-    ((2, 4), 0.65),
-    ((3, 5), 0.65),
-    ((0, 6), 1.05),
-    ((1, 7), 1.05),
-    ((6, 8), 1.00),
-    ((7, 9), 1.00),
-    ((8, 10), 1.00),
-    ((9, 11), 1.00),
-)
-HEAD_DISTANCE, HEAD_SIDE = 0.5, 0.85
-MAX_SIDE = 2.0
+References: TypeAlias = ImageSource | Sequence[ImageSource]
 
 
-def part_boxes(keypoints: ArrayLike, aspect: float = 1.0, *, min_confidence: float = MIN_CONFIDENCE) -> FloatArray:
-    """Crop boxes [5, 4] (x0, y0, x1, y1 in [0, 1] image coordinates) of body, head, torso, legs and feet.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Identity:
+    """A person, as the denoiser sees one. A value: picklable, independent of the generator that made it.
 
-    `keypoints` [12, 3]: (x, y) in [0, 1] and confidence; `aspect` is the picture's width / height. Boxes are square in
-    pixels and may exceed the picture (crops are padded there). The head lies beyond the shoulders on the axis from the
-    hips, so lying, bent and turned people work. A part without a confident keypoint gets the body's box, and a person
-    without any the whole picture.
+    `tokens` float32 [N, C]; `keypoints` float32 [12, 3] and `aspect` (width / height) are the first reference's pose,
+    or None when the bundle finds no poses; `digest` names the encoder, which has to be the same when it is used.
     """
-    points = np.asarray(keypoints, np.float64)
-    seen = np.isfinite(points).all(axis=1) & (points[:, 2] >= min_confidence)
-    # Everything is measured in picture heights, so that a square is a square.
-    metric = points[:, :2] * (aspect, 1.0)
-    if not seen.any():
-        return _to_image(np.tile(_square(np.array((aspect, 1.0)) / 2, max(aspect, 1.0)), (5, 1)), aspect)
-    scale = _body_scale(metric, seen)
-    head = _head_box(metric, seen, scale)
-    body = _body_box(metric[seen], head, scale)
-    torso = _part_box(metric, seen, (*SHOULDERS, *HIPS), 0.35 * scale)
-    legs = _part_box(metric, seen, LEGS, 0.35 * scale)
-    feet = _part_box(metric, seen, ANKLES, 0.55 * scale)
-    boxes = np.stack([body, *(body if box is None else box for box in (head, torso, legs, feet))])
-    return _to_image(boxes, aspect)
+
+    tokens: FloatArray
+    keypoints: FloatArray | None
+    aspect: float
+    digest: str
+    notices: tuple[Notice, ...] = ()
+
+    @property
+    def pose(self) -> Pose | None:
+        return None if self.keypoints is None else Pose(keypoints=self.keypoints, aspect=self.aspect)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Writes an .npz whole or not at all. Raises OutputError."""
+        keypoints = np.zeros((0, 3), np.float32) if self.keypoints is None else self.keypoints
+        with atomic_file(path) as file:
+            np.savez(file, tokens=self.tokens, keypoints=keypoints, aspect=self.aspect, digest=self.digest)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Identity:
+        """Reads what `save` wrote; never unpickles. Raises IdentityFileError."""
+        try:
+            _refuse_bombs(Path(path))
+            with np.load(path, allow_pickle=False) as arrays:
+                values = {name: arrays[name] for name in FIELDS}
+        except FileNotFoundError:
+            raise IdentityFileError(f"no such identity: {path}; expected a file written by Identity.save") from None
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise IdentityFileError(f"{path} is no identity ({error}); write it again with Identity.save") from error
+        return _checked(values, path)
+
+    def check(self, bundle: Bundle) -> None:
+        """Raises IdentityFileError when this identity comes from another encoder than the bundle's."""
+        if self.digest != bundle.identity_digest:
+            raise IdentityFileError(
+                f"the identity was made by encoder {self.digest[:12]}, the bundle {bundle.manifest.name!r} has "
+                f"{bundle.identity_digest[:12]}; identify the person again with this bundle"
+            )
 
 
-def _body_scale(points: FloatArray, seen: NDArray[np.bool_]) -> float:
-    """The length of an unforeshortened torso, in picture heights."""
-    lengths = [
-        float(np.linalg.norm(points[start] - points[stop])) / ratio
-        for (start, stop), ratio in BONES
-        if seen[start] and seen[stop]
+def identify(graphs: Graphs, bundle: Bundle, references: References) -> Identity:
+    """Encodes one person from one or several pictures. Raises ImageError, PoseError, InputError."""
+    sources = _as_list(references)
+    images = [open_image(source) for source in sources]
+    poses, notices = _poses(graphs, bundle, images, [_name(source, i) for i, source in enumerate(sources)])
+    size = bundle.manifest.sizes.image_size
+    crops = [
+        crop_resize(image, part_boxes(_keypoints(pose), image.width / image.height), size)
+        for image, pose in zip(images, poses, strict=True)
     ]
-    extent = float(np.ptp(points[seen], axis=0).max())
-    return min(max([*lengths, 0.25 * extent, 0.02]), MAX_SIDE / 2)
+    pixels = normalise(np.concatenate(crops), bundle.manifest.image_mean, bundle.manifest.image_std)
+    return Identity(
+        tokens=_identity_tokens(graphs, pixels),
+        keypoints=None if poses[0] is None else poses[0].keypoints,
+        aspect=images[0].width / images[0].height,
+        digest=bundle.identity_digest,
+        notices=notices,
+    )
 
 
-def _head_box(points: FloatArray, seen: NDArray[np.bool_], scale: float) -> FloatArray | None:
-    shoulders = _mean(points, seen, SHOULDERS)
-    if shoulders is None:
-        return None
-    hips = _mean(points, seen, HIPS)
-    torso = np.array((0.0, -scale)) if hips is None else shoulders - hips
-    length = float(np.linalg.norm(torso))
-    # A torso seen end on has no direction of its own: the head is then most likely above.
-    axis = torso / length if length > 0.15 * scale else np.array((0.0, -1.0))
-    distance = HEAD_DISTANCE * (min(length, scale) + scale) / 2
-    return _square(shoulders + axis * distance, HEAD_SIDE * scale)
+def unconditional_tokens(graphs: Graphs, bundle: Bundle) -> FloatArray:
+    """The tokens [N, C] of nobody: a picture that is zero after normalisation, in all parts (IP-Adapter-Plus)."""
+    size = bundle.manifest.sizes.image_size
+    return _identity_tokens(graphs, np.zeros((PARTS, 3, size, size), np.float32))
 
 
-def _body_box(points: FloatArray, head: FloatArray | None, scale: float) -> FloatArray:
-    corners = points if head is None else np.concatenate([points, head.reshape(2, 2)])
-    return _bounding_square(corners, 0.15 * scale)
+def _identity_tokens(graphs: Graphs, pixels: FloatArray) -> FloatArray:
+    """`pixels` [parts * references, 3, S, S] -> [N, C]."""
+    patch_tokens = graphs["image_encoder"].run({"pixels": pixels})["patch_tokens"]
+    parts = np.tile(np.arange(PARTS, dtype=np.int64), len(pixels) // PARTS)
+    inputs = {"patch_tokens": patch_tokens[None], "parts": parts[None]}
+    tokens = np.asarray(graphs["identity_encoder"].run(inputs)["identity_tokens"][0], np.float32)
+    check_finite(tokens, "the identity encoder")
+    return tokens
 
 
-def _part_box(
-    points: FloatArray, seen: NDArray[np.bool_], indices: tuple[int, ...], margin: float
-) -> FloatArray | None:
-    chosen = [index for index in indices if seen[index]]
-    return _bounding_square(points[chosen], margin) if chosen else None
+def _poses(
+    graphs: Graphs, bundle: Bundle, images: list[Image.Image], names: list[str]
+) -> tuple[list[Pose | None], tuple[Notice, ...]]:
+    if "pose_estimator" not in graphs:
+        return [None] * len(images), ()
+    sizes = bundle.manifest.sizes
+    found = [
+        detect_pose(
+            graphs["pose_estimator"],
+            image,
+            size=(sizes.pose_height, sizes.pose_width),
+            threshold=bundle.manifest.pose_threshold,
+            name=name,
+        )
+        for image, name in zip(images, names, strict=True)
+    ]
+    return [pose for pose, _ in found], tuple(notice for _, notices in found for notice in notices)
 
 
-def _mean(points: FloatArray, seen: NDArray[np.bool_], indices: tuple[int, ...]) -> FloatArray | None:
-    chosen = [index for index in indices if seen[index]]
-    return np.asarray(points[chosen].mean(axis=0)) if chosen else None
+def _keypoints(pose: Pose | None) -> NDArray[np.float32]:
+    """Without a pose every part is the whole picture."""
+    return np.zeros((KEYPOINTS, 3), np.float32) if pose is None else pose.keypoints
 
 
-def _bounding_square(points: FloatArray, margin: float) -> FloatArray:
-    low, high = points.min(axis=0), points.max(axis=0)
-    return _square((low + high) / 2, float((high - low).max()) + 2 * margin)
+def _as_list(references: References) -> list[ImageSource]:
+    many = isinstance(references, Sequence) and not isinstance(references, str)
+    sources = list(cast(Sequence[ImageSource], references)) if many else [cast(ImageSource, references)]
+    if not 1 <= len(sources) <= MAX_REFERENCES:
+        raise InputError(f"{len(sources)} reference pictures were given; expected 1 to {MAX_REFERENCES}")
+    return sources
 
 
-def _square(centre: FloatArray, side: float) -> FloatArray:
-    half = side / 2
-    return np.concatenate([centre - half, centre + half])
+def _name(source: ImageSource, index: int) -> str:
+    return str(source) if isinstance(source, str | os.PathLike) else f"reference {index + 1}"
 
 
-def _to_image(boxes: FloatArray, aspect: float) -> FloatArray:
-    return np.asarray(boxes / (aspect, 1.0, aspect, 1.0))
+def _refuse_bombs(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        total = sum(member.file_size for member in archive.infolist())
+    if total > MAX_FILE_BYTES:
+        raise IdentityFileError(f"{path} unpacks to {total:,} bytes; an identity has at most {MAX_FILE_BYTES:,}")
+
+
+def _checked(values: dict[str, NDArray[np.generic]], path: str | os.PathLike[str]) -> Identity:
+    tokens, keypoints, aspect, digest = (values[name] for name in FIELDS)
+    numeric = all(array.dtype.kind == "f" for array in (tokens, keypoints, aspect))
+    shaped = tokens.ndim == 2 and keypoints.shape in ((0, 3), (KEYPOINTS, 3)) and aspect.ndim == digest.ndim == 0
+    if not (numeric and shaped and all(np.isfinite(cast(FloatArray, a)).all() for a in (tokens, keypoints, aspect))):
+        raise IdentityFileError(f"{path} does not hold the arrays of an identity; write it again with Identity.save")
+    return Identity(
+        tokens=tokens.astype(np.float32),
+        keypoints=keypoints.astype(np.float32) if len(keypoints) else None,
+        aspect=float(cast(NDArray[np.float64], aspect)),
+        digest=str(digest),
+    )

@@ -1,13 +1,18 @@
-"""Drawing the 12 keypoints as the map that the pose guider reads."""
+"""A person's pose: finding it in a picture, reading it from numbers, drawing it for the pose guider."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
-from bolid_sdk.contracts import LIMBS, MIN_CONFIDENCE
+from bolid_sdk.backends import Engine
+from bolid_sdk.contracts import KEYPOINT_NAMES, KEYPOINTS, LIMBS, MIN_CONFIDENCE
+from bolid_sdk.errors import Notice, PersonNotFoundError, PoseError, SeveralPeopleError
+from bolid_sdk.images import letterbox, stack_pixels, to_signed
 
 FloatArray: TypeAlias = NDArray[np.float32]
 
@@ -49,6 +54,121 @@ JOINT_COLOURS = np.array(
     ],
     np.float32,
 )
+
+
+LOW_CONFIDENCE = 0.5
+BORDER = 0.01
+PEAK = 0.5
+"""A heatmap's second maximum counts when it reaches this share of the first."""
+PEAK_WINDOW = 2
+OWN_RADIUS = 0.1
+"""Maxima this near to any of the person's own keypoints are left and right mixed up, not another person."""
+FOREIGN_KEYPOINTS = 4
+"""With foreign maxima for at least this many keypoints there is another person."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pose:
+    """`keypoints` float32 [12, 3], (x, y) in [0, 1] of a picture of this `aspect` (width / height), then confidence.
+
+    `aspect` None: the coordinates are meant for the output, whatever its shape.
+    """
+
+    keypoints: FloatArray
+    aspect: float | None = None
+
+    def fitted(self, aspect: float) -> FloatArray:
+        """Keypoints for a picture of another aspect: the old frame is centred whole in the new one, unstretched."""
+        if self.aspect is None:
+            return self.keypoints
+        shrink = np.array((min(1.0, self.aspect / aspect), min(1.0, aspect / self.aspect)), np.float32)
+        fitted = self.keypoints.copy()
+        fitted[:, :2] = (self.keypoints[:, :2] - 0.5) * shrink + 0.5
+        return fitted
+
+
+def pose_from_array(values: ArrayLike) -> Pose:
+    """Reads 12 keypoints [12, 2] (fully confident) or [12, 3]. Raises PoseError."""
+    try:
+        points = np.array(values, np.float32)
+    except (TypeError, ValueError):
+        raise PoseError(f"the pose is not numeric; expected 12 keypoints [12, 2 or 3]: {_names()}") from None
+    if points.ndim != 2 or points.shape[0] != KEYPOINTS or points.shape[1] not in (2, 3):
+        raise PoseError(f"the pose has shape {list(points.shape)}; expected [12, 2] or [12, 3]: {_names()}")
+    if not np.isfinite(points).all():
+        raise PoseError("the pose has NaN or infinite coordinates; give an unseen keypoint the confidence 0 instead")
+    if np.abs(points).max() > 10:
+        raise PoseError("the pose's coordinates are far outside the picture; expected fractions of its size in [0, 1]")
+    if points.shape[1] == 2:
+        points = np.concatenate([points, np.ones((KEYPOINTS, 1), np.float32)], axis=1)
+    return Pose(keypoints=points)
+
+
+def detect_pose(
+    estimator: Engine, image: Image.Image, *, size: tuple[int, int], threshold: float, name: str
+) -> tuple[Pose, tuple[Notice, ...]]:
+    """Finds the one person in `image`. `size` is the estimator's (height, width); `name` is for messages.
+
+    Raises PersonNotFoundError when the mean confidence is below `threshold`, and SeveralPeopleError.
+    """
+    height, width = size
+    boxed, place = letterbox(image, width, height)
+    outputs = estimator.run({"pixels": to_signed(stack_pixels([boxed]))})
+    found = np.asarray(outputs["keypoints"][0], np.float32)
+    confidence = float(found[:, 2].mean())
+    if not confidence >= threshold:
+        raise PersonNotFoundError(
+            f"no person found in {name} (confidence {confidence:.2f}, needed {threshold:.2f}); expected a picture of "
+            "one whole person, well lit and not too small"
+        )
+    people = count_people(np.asarray(outputs["heatmaps"][0]), found)
+    if people > 1:
+        raise SeveralPeopleError(f"at least {people} people are in {name}; crop the picture to the one that is meant")
+    keypoints = place.to_source(found)
+    return Pose(keypoints=keypoints, aspect=image.width / image.height), _pose_notices(keypoints, name)
+
+
+def count_people(heatmaps: FloatArray, keypoints: FloatArray) -> int:
+    """Counts people by the distinct maxima of `heatmaps` [12, h, w]; `keypoints` [12, 3] is the first one's pose."""
+    foreign = [_foreign_peaks(heatmap, keypoints) for heatmap in heatmaps]
+    others = [count for count in foreign if count]
+    return 1 + int(np.median(others)) if len(others) >= FOREIGN_KEYPOINTS else 1
+
+
+def _foreign_peaks(heatmap: FloatArray, keypoints: FloatArray) -> int:
+    """Maxima of one keypoint's heatmap that lie on none of the person's own keypoints."""
+    highest = float(heatmap.max())
+    if highest <= MIN_CONFIDENCE:
+        return 0
+    peaks = np.argwhere((heatmap == _window_maximum(heatmap)) & (heatmap >= PEAK * highest))
+    height, width = heatmap.shape
+    centres = (peaks[:, ::-1] + 0.5) / (width, height)
+    distances = np.linalg.norm(centres[:, None] - keypoints[None, :, :2], axis=2)
+    return int((distances.min(axis=1) > OWN_RADIUS).sum())
+
+
+def _window_maximum(heatmap: FloatArray) -> FloatArray:
+    padded = np.pad(heatmap, PEAK_WINDOW, constant_values=-np.inf)
+    side = 2 * PEAK_WINDOW + 1
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side))
+    return np.asarray(windows.max(axis=(2, 3)))
+
+
+def _pose_notices(keypoints: FloatArray, name: str) -> tuple[Notice, ...]:
+    notices = []
+    doubtful = [joint for joint, point in zip(KEYPOINT_NAMES, keypoints, strict=True) if point[2] < LOW_CONFIDENCE]
+    if doubtful:
+        message = f"in {name} these are uncertain: {', '.join(doubtful)}; a picture that shows them works better"
+        notices.append(Notice(code="pose_uncertain", message=message))
+    confident = keypoints[keypoints[:, 2] >= MIN_CONFIDENCE, :2]
+    if confident.size and (confident.min() < BORDER or confident.max() > 1 - BORDER):
+        message = f"the person in {name} reaches the border and may be cut off; a whole body works better"
+        notices.append(Notice(code="person_cropped", message=message))
+    return tuple(notices)
+
+
+def _names() -> str:
+    return ", ".join(KEYPOINT_NAMES)
 
 
 def draw_skeleton(

@@ -1,0 +1,264 @@
+"""Pictures of one particular person: identify, condition, denoise, decode."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias, Unpack
+
+import numpy as np
+from PIL import Image
+
+from bolid_sdk.backends import open_backend
+from bolid_sdk.bundle import Bundle, open_bundle
+from bolid_sdk.conditioning import Conditioner
+from bolid_sdk.errors import InputError, Notice
+from bolid_sdk.graphs import Graphs
+from bolid_sdk.identity import Identity, References, identify
+from bolid_sdk.images import FloatArray, from_signed, open_image
+from bolid_sdk.pose import Pose, detect_pose
+from bolid_sdk.prompt import check_prompt
+from bolid_sdk.request import REFERENCE, Options, PoseChoice, ResolvedOptions, read_pose, resolve_options
+from bolid_sdk.result import Result, Step, Timings
+from bolid_sdk.sampling import LoopState, NoiseSource, check_finite, denoise
+from bolid_sdk.schedule import SamplerTable
+
+Person: TypeAlias = Identity | References
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A call after its pictures have been read: one entry for each picture to make."""
+
+    prompts: tuple[str, ...]
+    people: tuple[Identity, ...]
+    poses: tuple[Pose | None, ...]
+    pose_notices: tuple[Notice, ...]
+    image_prompt: Image.Image | None
+    options: ResolvedOptions
+    table: SamplerTable
+    timings: Timings
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """Some pictures of a job, conditioned, ready to be denoised together."""
+
+    job: _Job
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    notices: tuple[tuple[Notice, ...], ...]
+    conditioning: dict[str, FloatArray]
+
+
+class Generator:
+    """Makes pictures with one bundle on one device. Safe to share between threads.
+
+    `bundle` is a bundle's folder, by default the embedded avatar model. `backend` names a library (None: the best that
+    is installed and works), `device` is "auto", "cpu", "cuda" or "cuda:N", `threads` limits CPU threads. Up to
+    `max_batch` pictures are denoised together. Raises BundleError and BackendError.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str] | None = None,
+        *,
+        backend: str | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        max_batch: int = 8,
+    ) -> None:
+        if max_batch < 1:
+            raise InputError(f"max_batch={max_batch} is unusable; expected at least 1")
+        self.bundle: Bundle = open_bundle(bundle)
+        self._backend = open_backend(backend, device, threads)
+        self._graphs = Graphs(self.bundle, self._backend)
+        self._conditioner = Conditioner(self.bundle, self._graphs)
+        self._max_batch = max_batch
+
+    @property
+    def backend(self) -> str:
+        """Library, version and device in use."""
+        return self._backend.description
+
+    def warm_up(self) -> None:
+        """Loads every graph now instead of at its first use."""
+        names = [name for name in self.bundle.manifest.graphs if name != "vae_encoder"]
+        self._graphs.preload(names)
+        for name in names:
+            self._graphs[name]
+
+    def identify(self, references: References) -> Identity:
+        """Encodes a person from one or several pictures, to be used for any number of prompts.
+
+        Raises ImageError, PersonNotFoundError, SeveralPeopleError.
+        """
+        self._graphs.preload(["pose_estimator", "image_encoder", "identity_encoder"])
+        return identify(self._graphs, self.bundle, references)
+
+    def __call__(self, person: Person, prompt: str, **options: Unpack[Options]) -> Result:
+        """One picture of `person` (reference pictures or an Identity). Options: see `Options`. Raises BolidError."""
+        return self.batch([(person, prompt)], **options)[0]
+
+    def batch(self, requests: Sequence[tuple[Person, str]], **options: Unpack[Options]) -> list[Result]:
+        """A picture for each (person, prompt), with the same options. Equal seeds give equal pictures in any batch."""
+        job = self._start(requests, options)
+        results: list[Result] = []
+        for start in range(0, len(requests), self._max_batch):
+            plan = self._plan(job, slice(start, start + self._max_batch))
+            *_, last = self._denoise(plan)
+            results += self._results(plan, last)
+        return results
+
+    def stream(self, person: Person, prompt: str, **options: Unpack[Options]) -> Iterator[Step]:
+        """Like a call, but yields each sampling step; leaving the loop cancels, the last step has the result."""
+        plan = self._plan(self._start([(person, prompt)], options), slice(1))
+        return (self._step(plan, state) for state in self._denoise(plan))
+
+    def _start(self, requests: Sequence[tuple[Person, str]], options: Options) -> _Job:
+        """Finds whatever is wrong with a request before the first graph runs, then reads its pictures."""
+        manifest, timings = self.bundle.manifest, Timings()
+        resolved = resolve_options(options, manifest, len(requests))
+        table = resolved.sampling.table(manifest.noise_schedule)
+        prompts = tuple(check_prompt(prompt) for _, prompt in requests)
+        for person in {id(person): person for person, _ in requests}.values():
+            if isinstance(person, Identity):
+                person.check(self.bundle)
+        image_prompt = None if resolved.image_prompt is None else open_image(resolved.image_prompt)
+        pose = REFERENCE if resolved.pose is REFERENCE else read_pose(resolved.pose)
+        self._preload(requests, resolved, isinstance(pose, Image.Image))
+        with timings.stage("identity"):
+            people = self._people([person for person, _ in requests])
+        with timings.stage("pose"):
+            poses, pose_notices = self._poses(people, pose)
+        return _Job(
+            prompts=prompts,
+            people=people,
+            poses=poses,
+            pose_notices=pose_notices,
+            image_prompt=image_prompt,
+            options=resolved,
+            table=table,
+            timings=timings,
+        )
+
+    def _preload(self, requests: Sequence[tuple[Person, str]], options: ResolvedOptions, finds_pose: bool) -> None:
+        """Loads in the background what this call needs, the first needed first."""
+        strangers = any(not isinstance(person, Identity) for person, _ in requests)
+        encodes = strangers or options.sampling.branches == 2
+        wanted = {
+            "pose_estimator": strangers or finds_pose,
+            "image_encoder": encodes,
+            "identity_encoder": encodes,
+            "denoiser": True,
+            "text_encoder": True,
+            "pose_guider": options.pose is not None,
+            "image_projector": True,
+            "vae_decoder": True,
+        }
+        self._graphs.preload(name for name, needed in wanted.items() if needed)
+
+    def _people(self, people: Sequence[Person]) -> tuple[Identity, ...]:
+        """Pictures that appear in several requests are identified once."""
+        known: dict[int, Identity] = {}
+        for person in people:
+            if id(person) not in known:
+                known[id(person)] = person if isinstance(person, Identity) else self.identify(person)
+        return tuple(known[id(person)] for person in people)
+
+    def _poses(
+        self, people: Sequence[Identity], pose: Pose | Image.Image | PoseChoice | None
+    ) -> tuple[tuple[Pose | None, ...], tuple[Notice, ...]]:
+        if isinstance(pose, PoseChoice):
+            return tuple(person.pose for person in people), ()
+        if not isinstance(pose, Image.Image):
+            return (pose,) * len(people), ()
+        manifest = self.bundle.manifest
+        size = (manifest.sizes.pose_height, manifest.sizes.pose_width)
+        estimator = self._graphs["pose_estimator"]
+        found, notices = detect_pose(
+            estimator, pose, size=size, threshold=manifest.pose_threshold, name="the pose picture"
+        )
+        return (found,) * len(people), notices
+
+    def _plan(self, job: _Job, part: slice) -> _Plan:
+        """Conditions the pictures `part` of a job."""
+        prompts, people, options = job.prompts[part], job.people[part], job.options
+        branches, conditioner = options.sampling.branches, self._conditioner
+        with job.timings.stage("text"):
+            tokenized = conditioner.tokenize(prompts)
+            states = conditioner.text(prompts, tokenized, branches)
+        with job.timings.stage("pose"):
+            features = conditioner.pose(job.poses[part], options.pose_scale, options.width, options.height)
+        with job.timings.stage("identity"):
+            tokens = conditioner.identity([person.tokens for person in people], branches)
+        with job.timings.stage("image_prompt"):
+            image = self._image_conditioning(job, len(people))
+        general = (*(Notice(code="device", message=text) for text in self._backend.notices), *job.pose_notices)
+        return _Plan(
+            job=job,
+            prompts=prompts,
+            seeds=options.seeds[part],
+            notices=tuple(
+                (*general, *person.notices, *tokenized[prompt].notices)
+                for person, prompt in zip(people, prompts, strict=True)
+            ),
+            conditioning={
+                "encoder_hidden_states": states,
+                "identity_tokens": tokens,
+                "identity_scale": options.identity_scale,
+                **image,
+                **features,
+            },
+        )
+
+    def _image_conditioning(self, job: _Job, count: int) -> dict[str, FloatArray]:
+        if "image_projector" not in self._graphs:
+            return {}
+        tokens = self._conditioner.image(job.image_prompt, count, job.options.sampling.branches)
+        return {"image_tokens": tokens, "image_scale": job.options.image_scale}
+
+    def _denoise(self, plan: _Plan) -> Iterator[LoopState]:
+        sizes, options = self.bundle.manifest.sizes, plan.job.options
+        shape = (sizes.latent_channels, options.height // sizes.vae_factor, options.width // sizes.vae_factor)
+        noise = NoiseSource(seeds=plan.seeds, shape=shape)
+        denoiser, guidance = self._graphs["denoiser"], options.sampling.guidance
+        states = denoise(denoiser, plan.job.table, guidance, plan.conditioning, noise)
+        while True:
+            with plan.job.timings.stage("denoise"):
+                state = next(states, None)
+            if state is None:
+                return
+            yield state
+
+    def _step(self, plan: _Plan, state: LoopState) -> Step:
+        return Step(
+            index=state.index + 1,
+            total=plan.job.table.steps,
+            _preview=lambda: self._decode(state.x0.numpy())[0],
+            _result=lambda: self._results(plan, state)[0],
+        )
+
+    def _results(self, plan: _Plan, state: LoopState) -> list[Result]:
+        with plan.job.timings.stage("decode"):
+            images = self._decode(state.sample.numpy())
+        return [
+            Result(
+                image=image,
+                prompt=prompt,
+                seed=seed,
+                sampling=plan.job.options.sampling,
+                timings=dict(plan.job.timings.seconds),
+                bundle=self.bundle.manifest.name,
+                digest=self.bundle.digest,
+                backend=self.backend,
+                warnings=notices,
+            )
+            for image, prompt, seed, notices in zip(images, plan.prompts, plan.seeds, plan.notices, strict=True)
+        ]
+
+    def _decode(self, latents: FloatArray) -> list[Image.Image]:
+        pixels = self._graphs["vae_decoder"].run({"latents": latents})["pixels"]
+        check_finite(pixels, "the VAE decoder")
+        return from_signed(np.asarray(pixels, np.float32))

@@ -1,0 +1,214 @@
+"""`manifest.json`: what a bundle says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+from bolid_sdk.contracts import GraphSpec, Sizes, TensorSpec, graph_specs
+from bolid_sdk.errors import BolidError, BundleError
+from bolid_sdk.sampling import ResolvedSampling
+from bolid_sdk.schedule import NoiseSchedule
+
+SCHEMA = 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphEntry:
+    """`file` is the ONNX graph, `data` its external tensors, all relative to the bundle; `spec` its signature."""
+
+    file: str
+    data: tuple[str, ...] = ()
+    spec: GraphSpec
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.file, *self.data)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "file": self.file,
+            "data": list(self.data),
+            "inputs": [tensor.to_dict() for tensor in self.spec.inputs],
+            "outputs": [tensor.to_dict() for tensor in self.spec.outputs],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerEntry:
+    """A `tokenizer.json` of the tokenizers library, with the start and end tokens in its post-processor."""
+
+    file: str
+    pad_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Everything in `manifest.json`. `files` covers all files of the bundle but the manifest itself."""
+
+    name: str
+    family: str
+    precision: str
+    licence: str
+    sizes: Sizes
+    noise_schedule: NoiseSchedule
+    sampling: ResolvedSampling
+    graphs: Mapping[str, GraphEntry]
+    tokenizer: TokenizerEntry
+    image_mean: tuple[float, float, float]
+    image_std: tuple[float, float, float]
+    """Normalisation of the image encoder's pixels, for channels in [0, 1]."""
+    pose_threshold: float = 0.3
+    """Below this mean confidence of the 12 keypoints there is nobody in the picture."""
+    latent: Mapping[str, Any] = field(default_factory=dict)
+    """Informative: the scaling factor and shift that the VAE graphs contain."""
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    golden: str | None = None
+    """An .npz of stored inputs and outputs, `<graph>/inputs/<name>` and `<graph>/outputs/<name>`, for bolid-doctor."""
+    sources: Mapping[str, Any] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    verification: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What the bundle can do beyond a person and a prompt: pose_estimation, pose, image_prompt, encode."""
+        by_graph = {
+            "pose_estimator": "pose_estimation",
+            "pose_guider": "pose",
+            "image_projector": "image_prompt",
+            "vae_encoder": "encode",
+        }
+        return tuple(name for graph, name in by_graph.items() if graph in self.graphs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "family": self.family,
+            "precision": self.precision,
+            "licence": self.licence,
+            "capabilities": list(self.capabilities),
+            "sizes": self.sizes.to_dict(),
+            "latent": dict(self.latent),
+            "noise_schedule": self.noise_schedule.to_dict(),
+            "sampling": asdict(self.sampling),
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+            "pose_threshold": self.pose_threshold,
+            "tokenizer": asdict(self.tokenizer),
+            "graphs": {name: graph.to_dict() for name, graph in self.graphs.items()},
+            "golden": self.golden,
+            "files": {name: asdict(entry) for name, entry in sorted(self.files.items())},
+            "sources": dict(self.sources),
+            "tools": dict(self.tools),
+            "verification": dict(self.verification),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Manifest:
+        """Raises BundleError naming the field that is missing, superfluous or unusable."""
+        if not isinstance(values, dict):
+            raise BundleError("manifest.json is no JSON object; export the bundle again")
+        if values.get("schema") != SCHEMA:
+            raise BundleError(
+                f"manifest.json has schema {values.get('schema')!r}; this version reads {SCHEMA}: export the bundle "
+                "again or install the version of bolid-sdk that wrote it"
+            )
+        rest = {name: value for name, value in values.items() if name not in ("schema", "capabilities")}
+        try:
+            return cls._parse(rest)
+        except BolidError as error:
+            raise BundleError(f"manifest.json is unusable: {error}") from error
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+            raise BundleError(f"manifest.json is unusable: {reason}; export the bundle again") from error
+
+    @classmethod
+    def _parse(cls, values: dict[str, Any]) -> Manifest:
+        parsed = {
+            **values,
+            "sizes": Sizes.from_dict(values["sizes"]),
+            "noise_schedule": NoiseSchedule.from_dict(values["noise_schedule"]),
+            "sampling": ResolvedSampling(**values["sampling"]),
+            "tokenizer": TokenizerEntry(**values["tokenizer"]),
+            "graphs": {name: _graph(name, entry) for name, entry in values["graphs"].items()},
+            "files": {_safe(name): FileEntry(**entry) for name, entry in values["files"].items()},
+            "image_mean": _three(values["image_mean"]),
+            "image_std": _three(values["image_std"]),
+            "pose_threshold": float(values["pose_threshold"]),
+        }
+        manifest = cls(**parsed)
+        manifest.check()
+        return manifest
+
+    def check(self) -> None:
+        """Whether all parts agree: graphs with sizes, references with files. Raises BundleError."""
+        specs = graph_specs(self.sizes)
+        for name, spec in specs.items():
+            if spec.required and name not in self.graphs:
+                raise BundleError(f"the bundle has no graph {name!r}, which every bundle needs; export it again")
+        for name, entry in self.graphs.items():
+            if name not in specs:
+                raise BundleError(f"graph {name!r} is unknown for these sizes; expected some of {', '.join(specs)}")
+            _check_tensors(name, "inputs", entry.spec.inputs, specs[name].inputs)
+            _check_tensors(name, "outputs", entry.spec.outputs, specs[name].outputs)
+        for file in self._references():
+            if file not in self.files:
+                raise BundleError(f"{file} is used but not listed under files; export the bundle again")
+
+    def _references(self) -> list[str]:
+        graphs = [file for graph in self.graphs.values() for file in graph.files]
+        return [*graphs, self.tokenizer.file, *([self.golden] if self.golden else [])]
+
+
+def _graph(name: str, values: dict[str, Any]) -> GraphEntry:
+    spec = GraphSpec(name=name, inputs=_tensors(values["inputs"]), outputs=_tensors(values["outputs"]))
+    return GraphEntry(file=values["file"], data=tuple(values.get("data", ())), spec=spec)
+
+
+def _tensors(values: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name=v["name"], dtype=v["dtype"], shape=tuple(v["shape"])) for v in values)
+
+
+def _check_tensors(graph: str, kind: str, found: tuple[TensorSpec, ...], expected: tuple[TensorSpec, ...]) -> None:
+    by_name = {tensor.name: tensor for tensor in found}
+    names = [tensor.name for tensor in expected]
+    if set(by_name) != set(names):
+        raise BundleError(f"{graph} has the {kind} {sorted(by_name)}; expected {names}: export the bundle again")
+    for tensor in expected:
+        other = by_name[tensor.name]
+        if other.dtype != tensor.dtype or not _shapes_agree(other.shape, tensor.shape):
+            raise BundleError(
+                f"{graph}: {tensor.name} is {other.dtype} {list(other.shape)}; expected {tensor.dtype} "
+                f"{list(tensor.shape)}: export the bundle again"
+            )
+
+
+def _shapes_agree(found: tuple[int | str, ...], expected: tuple[int | str, ...]) -> bool:
+    """Fixed axes are equal, dynamic ones stay dynamic under whatever name."""
+    return len(found) == len(expected) and all(
+        isinstance(one, str) if isinstance(other, str) else one == other
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+def _three(values: list[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
+
+
+def _safe(name: str) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not path.parts:
+        raise BundleError(f"{name!r} leaves the bundle's folder; every file has to lie inside it")
+    return name

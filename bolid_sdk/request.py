@@ -1,0 +1,144 @@
+"""What a caller asks for, checked before anything is computed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, TypeAlias, TypedDict, cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from bolid_sdk.conditioning import Scale, layer_scales
+from bolid_sdk.contracts import Sizes
+from bolid_sdk.errors import InputError
+from bolid_sdk.images import FloatArray, ImageSource, open_image
+from bolid_sdk.manifest import Manifest
+from bolid_sdk.pose import Pose, pose_from_array
+from bolid_sdk.sampling import ResolvedSampling, Sampling
+
+MAX_SEED = 2**63 - 1
+MAX_PICTURES = 1024
+
+
+class PoseChoice(Enum):
+    REFERENCE = "reference"
+
+
+REFERENCE: Final = PoseChoice.REFERENCE
+"""The default pose: that of the reference picture."""
+
+PoseSource: TypeAlias = ImageSource | ArrayLike | Pose | PoseChoice | None
+
+
+class Options(TypedDict, total=False):
+    """Keyword arguments of a generation; all optional.
+
+    image_prompt: a picture whose scene and style are followed.
+    pose: REFERENCE (default), a picture of somebody in that pose, 12 keypoints [12, 2 or 3] in [0, 1], a Pose, or None.
+    seed: 0 to 2**63 - 1, or one for each picture; None draws one. Picture i of a batch gets seed + i.
+    identity_scale, image_scale: a number, or one for each cross-attention layer; 0 switches off. Default 1.
+    pose_scale: a number; default 1.
+    sampling: what should differ from the bundle's defaults.
+    width, height: multiples of `sizes.size_step` in the bundle's range; the native size by default.
+    """
+
+    image_prompt: ImageSource | None
+    pose: PoseSource
+    seed: int | Sequence[int] | None
+    identity_scale: Scale
+    image_scale: Scale
+    pose_scale: float
+    sampling: Sampling | None
+    width: int | None
+    height: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedOptions:
+    """Options with nothing left open, checked against a bundle."""
+
+    image_prompt: ImageSource | None
+    pose: PoseSource
+    seeds: tuple[int, ...]
+    identity_scale: FloatArray
+    image_scale: FloatArray
+    pose_scale: float
+    sampling: ResolvedSampling
+    width: int
+    height: int
+
+
+def resolve_options(options: Options, manifest: Manifest, count: int) -> ResolvedOptions:
+    """Raises InputError for whatever cannot be used, TypeError for an unknown name."""
+    unknown = set(options) - set(Options.__annotations__)
+    if unknown:
+        raise TypeError(f"unknown options {sorted(unknown)}; expected some of {', '.join(Options.__annotations__)}")
+    if not 1 <= count <= MAX_PICTURES:
+        raise InputError(f"{count} pictures were asked for; expected 1 to {MAX_PICTURES} a call")
+    sizes = manifest.sizes
+    layers = sizes.cross_attention_layers
+    sampling = options.get("sampling") or Sampling()
+    image_prompt, pose = options.get("image_prompt"), options.get("pose", REFERENCE)
+    _require_capability(manifest, "image_prompt", image_prompt is not None)
+    _require_capability(manifest, "pose", pose is not None and pose is not REFERENCE)
+    image_scale: Scale = 0.0 if image_prompt is None else options.get("image_scale", 1.0)
+    return ResolvedOptions(
+        image_prompt=image_prompt,
+        pose=pose,
+        seeds=_seeds(options.get("seed"), count),
+        identity_scale=layer_scales(options.get("identity_scale", 1.0), layers, "identity_scale"),
+        image_scale=layer_scales(image_scale, layers, "image_scale"),
+        pose_scale=float(layer_scales(options.get("pose_scale", 1.0), 1, "pose_scale")[0]),
+        sampling=sampling.resolve(manifest.sampling),
+        width=_side("width", options.get("width"), sizes.native_width, sizes),
+        height=_side("height", options.get("height"), sizes.native_height, sizes),
+    )
+
+
+def read_pose(source: ImageSource | ArrayLike | Pose | None) -> Pose | Image.Image | None:
+    """Tells keypoints from pictures: None, a Pose, or a picture still to be searched. Raises PoseError, ImageError."""
+    if source is None or isinstance(source, Pose):
+        return source
+    if isinstance(source, str | os.PathLike | Image.Image):
+        return open_image(source)
+    if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3:
+        return open_image(source)
+    return pose_from_array(cast(ArrayLike, source))
+
+
+def _require_capability(manifest: Manifest, capability: str, wanted: bool) -> None:
+    if wanted and capability not in manifest.capabilities:
+        raise InputError(
+            f"the bundle {manifest.name!r} cannot follow a {capability.replace('_', ' ')}; it can do: "
+            f"{', '.join(manifest.capabilities) or 'nothing beyond person and prompt'}"
+        )
+
+
+def _seeds(seed: Any, count: int) -> tuple[int, ...]:
+    if seed is None:
+        seed = int(np.random.default_rng().integers(0, 2**32))
+    if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
+        seeds = [int(seed) + index for index in range(count)]
+    elif isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
+        seeds = [int(value) for value in seed if isinstance(value, int | np.integer)]
+    else:
+        seeds = []
+    if len(seeds) != count or not all(0 <= value <= MAX_SEED for value in seeds):
+        raise InputError(f"seed={seed!r} is unusable; expected a whole number from 0 to {MAX_SEED}, or {count} of them")
+    return tuple(seeds)
+
+
+def _side(name: str, value: Any, native: int, sizes: Sizes) -> int:
+    if value is None:
+        return native
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value % sizes.size_step or not sizes.min_side <= value <= sizes.max_side:
+        raise InputError(
+            f"{name}={value!r} is unusable; this bundle makes multiples of {sizes.size_step} from {sizes.min_side} to "
+            f"{sizes.max_side}, natively {native}"
+        )
+    return int(value)
