@@ -6,7 +6,7 @@ import sys
 import tomllib
 import venv
 import zipfile
-from importlib.metadata import entry_points, version
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -90,12 +90,6 @@ def test_every_package_folder_has_an_init():
         if not (path.parent / "__init__.py").exists()
     ]
     assert missing == []
-
-
-def test_the_version_is_told_once():
-    import bolid_sdk
-
-    assert bolid_sdk.__version__ == version("bolid-sdk") == PYPROJECT["project"]["version"]
 
 
 @pytest.mark.parametrize("script", PYPROJECT["project"]["scripts"])
