@@ -37,8 +37,9 @@ def along_arm(points: np.ndarray) -> np.ndarray:
     position = np.where(upper < 1, upper, np.maximum(1, 1 + lower))
     # The trunk's side lies below the arm's axis, far from it.
     axis = shoulder + np.clip(upper, 0, 1)[:, None] * (elbow - shoulder)
-    away = np.linalg.norm(mirrored - axis, axis=1) > 0.11
-    return np.where(away & (position < 1), -0.3, position)
+    hand = elbow + np.clip(lower, 0, 1.6)[:, None] * (wrist - elbow)
+    away = np.minimum(np.linalg.norm(mirrored - axis, axis=1), np.linalg.norm(mirrored - hand, axis=1)) > 0.11
+    return np.where(away, -0.3, position)
 
 
 def along_leg(points: np.ndarray) -> np.ndarray:

@@ -92,7 +92,7 @@ def sewn(garment: Garment, shell: Shell, vertices: np.ndarray, part: Part) -> Pi
         colors=np.tile(cloth_color(garment), (len(vertices), 1)),
         parts=np.full(len(shell.faces), int(part), np.uint8),
         texture=cloth_texture(garment),
-        coordinates=shell.template,
+        coordinates=shell.smoother @ (shell.smoother @ shell.template),
     )
 
 

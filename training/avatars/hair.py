@@ -24,7 +24,7 @@ def hair(person: Person, shape: Rest) -> list[Piece]:
         return []
     color = srgb_to_linear(HAIR_COLORS[person.hair_color])
     head = skull(shape)
-    thickness = THICKNESS[style] * (0.5 if person.hat is not None else 1.0)
+    thickness = THICKNESS[style] if person.hat is None else 0.005
     pieces = [_cap(thickness, color, shape, rough=style in ("curly", "afro"))]
     if style in HANG:
         pieces.append(_curtain(head, HANG[style] * head.axes[1] / 0.098, thickness, color, shape))
@@ -42,8 +42,9 @@ def scalp(points: np.ndarray) -> np.ndarray:
         [-0.15, -0.13, -0.112, -0.1, -0.085, -0.07, -0.055, -0.03, 0.0, 0.03],
         [0.803, 0.797, 0.785, 0.765, 0.74, 0.715, 0.72, 0.715, 0.67, 0.655],
     )
-    ear = (np.abs(points[:, 0]) > 0.079) & (points[:, 2] < 0.765)
-    return np.where(ear, -1.0, points[:, 2] - line)
+    ear = np.hypot((points[:, 1] + 0.042) / 0.03, (points[:, 2] - 0.718) / 0.042) - 1
+    over_ear = np.where(np.abs(points[:, 0]) > 0.05, 0.03 * ear, 1.0)
+    return np.minimum(points[:, 2] - line, over_ear)
 
 
 @cache
@@ -75,7 +76,7 @@ def _curtain(head: Skull, length: float, thickness: float, color: np.ndarray, sh
     rows, columns = 12, 26
     face = np.radians(52)
     around = np.linspace(-np.pi / 2 + face, 3 * np.pi / 2 - face, columns)[None]
-    polar = np.concatenate([np.linspace(0.45, np.pi / 2, 5), np.full(rows - 5, np.pi / 2)])[:, None]
+    polar = np.concatenate([np.linspace(0.12, np.pi / 2, 5), np.full(rows - 5, np.pi / 2)])[:, None]
     fall = np.concatenate([np.zeros(5), np.linspace(0, 1, rows - 4)[1:]])[:, None]
     grow = 1 + (thickness + 0.006) / head.axes.mean()
     wave = 1 + 0.03 * np.sin(around * 9 + fall * 5)

@@ -4,6 +4,7 @@ import numpy as np
 
 from bolid_training.avatars.anatomy import Rest, anatomy
 from bolid_training.avatars.garments import cloth_color
+from bolid_training.avatars.mesh import normalized
 from bolid_training.avatars.parts import Part
 from bolid_training.avatars.people import Garment
 from bolid_training.avatars.shell import Piece
@@ -16,7 +17,7 @@ LOW = {"cap": 0.25, "beanie": 0.02, "sun hat": 0.28}  # where the dome ends, in 
 def hat(garment: Garment, hair_style: str, shape: Rest) -> list[Piece]:
     """A dome, with a visor or a brim."""
     head, color = skull(shape), cloth_color(garment)
-    room = 1.13 if hair_style in ("bald", "short") else 1.19
+    room = 1.15 if hair_style in ("bald", "short") else 1.2
     pieces = [_dome(garment.kind, head, room, color)]
     if garment.kind == "cap":
         pieces.append(_visor(head, room, color * 0.8))
@@ -53,28 +54,27 @@ def _brim(head: Skull, room: float, color: np.ndarray) -> Piece:
     return swept(head.at(unit), {"head": 1.0}, color, Part.HAT)
 
 
-def glasses(shape: Rest) -> Piece:
-    """Dark round frames with a bridge and temples, as one tube."""
+def glasses(shape: Rest) -> list[Piece]:
+    """Dark round frames, a bridge and temples."""
     bones = anatomy().bones
-    left, right = shape.heads[bones["eye.L"]], shape.heads[bones["eye.R"]]
-    gap = np.linalg.norm(left - right)
-    radius = 0.33 * gap
+    eyes = shape.heads[bones["eye.L"]], shape.heads[bones["eye.R"]]
+    gap = np.linalg.norm(eyes[0] - eyes[1])
+    front = np.array([0.0, -0.42, 0.0]) * gap
     turn = np.linspace(0, 2 * np.pi, 17)
-    lens = np.stack([np.cos(turn), 0 * turn, np.sin(turn)], 1) * radius
-    front = np.array([0, -0.36 * gap, 0])
-    ear = np.array([0.5 * gap, 1.5 * gap, 0.08 * gap])
-    temple_l, temple_r = left + front + [radius, 0, 0], right + front - [radius, 0, 0]
-    path = np.concatenate(
-        [
-            [temple_r + ear * [-1, 1, 1]],
-            right + front + lens[::-1] * [1, 1, 1] @ np.diag([-1, 1, 1]),
-            right + front + (lens * [-1, 1, 1])[8:9],
-            left + front + lens * [-1, 1, 1],
-            left + front + (lens * [-1, 1, 1])[8:9],
-            [temple_l + ear],
-        ]
-    )
-    around = angles(5)[None]
-    thick = 0.045 * gap
-    rings = path[:, None] + thick * np.stack([np.cos(around) * 0.7, np.sin(around), np.cos(around)], -1)
+    circle = np.stack([np.cos(turn), 0 * turn, np.sin(turn)], 1) * 0.36 * gap
+    outer, ear = np.array([0.36, 0, 0.1]) * gap, np.array([0.5, 1.5, 0.1]) * gap
+    paths = [eye + front + circle for eye in eyes]
+    for eye, side in zip(eyes, (1, -1)):
+        paths.append(np.stack([eye + front + outer * [side, 1, 1], eye + front + ear * [side, 1, 1]]))
+    paths.append(np.stack([eyes[1] + front + [0.3 * gap, 0, 0.1 * gap], eyes[0] + front + [-0.3 * gap, 0, 0.1 * gap]]))
+    return [_wire(path, 0.05 * gap) for path in paths]
+
+
+def _wire(path: np.ndarray, thickness: float) -> Piece:
+    """A tube along path [N, 3]; four-sided, so thin that its orientation does not matter."""
+    along = normalized(np.gradient(path, axis=0))
+    across = normalized(np.cross(along, [0.0, -1.0, 0.05]))
+    up = np.cross(across, along)
+    around = angles(4)[None, :, None]
+    rings = path[:, None] + thickness * (np.cos(around) * across[:, None] + np.sin(around) * up[:, None])
     return swept(rings, {"head": 1.0}, np.array([0.012, 0.012, 0.015]), Part.FACE)

@@ -159,7 +159,7 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 def normalized(vectors: np.ndarray) -> np.ndarray:
     """Vectors [..., 3] scaled to unit length; zero stays zero."""
-    return vectors / np.maximum(np.sqrt((vectors * vectors).sum(-1, keepdims=True)), 1e-12)
+    return vectors / np.maximum(np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None], 1e-12)
 
 
 def _quads_to_triangles(quads: np.ndarray) -> np.ndarray:

@@ -34,7 +34,7 @@ def dress(person: Person, shape: Rest) -> list[Piece]:
     if person.hat is not None:
         pieces += hat(person.hat, person.hair_style, shape)
     if person.glasses:
-        pieces.append(glasses(shape))
+        pieces += glasses(shape)
     return pieces
 
 

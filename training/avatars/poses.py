@@ -176,21 +176,22 @@ def _sitting(rng: np.random.Generator) -> Pose:
     if rng.random() < 0.2:
         return _sitting_on_ground(rng, arms)
     legs = {}
-    out = rng.uniform(4, 18)
+    tilt, out = rng.uniform(-6, 6), rng.uniform(4, 18)
     for side in ("left_leg", "right_leg"):
-        thigh = rng.uniform(82, 90)
-        legs[side] = Leg(forward=thigh, out=out, flex=thigh + rng.uniform(-22, 12), turn=out * 0.6)
-    return Pose(kind="sitting", seated=True, root=(rng.uniform(-6, 6), 0, 0), spine=spine, head=head, **arms, **legs)
+        thigh = rng.uniform(82, 90) + tilt
+        legs[side] = Leg(forward=thigh, out=out, flex=thigh - tilt + rng.uniform(-22, 12), turn=out * 0.6)
+    return Pose(kind="sitting", seated=True, root=(tilt, 0, 0), spine=spine, head=head, **arms, **legs)
 
 
 def _sitting_on_ground(rng: np.random.Generator, arms: dict) -> Pose:
     raised = rng.choice([0.0, rng.uniform(15, 40)])
-    out = rng.uniform(4, 16)
+    tilt, out = -rng.uniform(0, 12), rng.uniform(4, 16)
+    straight = 85 + tilt
     legs = {
-        "left_leg": Leg(forward=88 + raised, out=out, flex=5 + 2.1 * raised, turn=8, foot=15, level=False),
-        "right_leg": Leg(forward=88, out=out, flex=rng.uniform(3, 10), turn=12, foot=20, level=False),
+        "left_leg": Leg(forward=straight + raised, out=out, flex=5 + 2.1 * raised, turn=8, foot=15, level=False),
+        "right_leg": Leg(forward=straight, out=out, flex=rng.uniform(3, 10), turn=12, foot=20, level=False),
     }
-    return Pose(kind="sitting", root=(-rng.uniform(0, 12), 0, 0), spine=_spine(rng, 12), head=_head(rng, 5), **arms, **legs)
+    return Pose(kind="sitting", root=(tilt, 0, 0), spine=_spine(rng, 12), head=_head(rng, 5), **arms, **legs)
 
 
 def _lying(rng: np.random.Generator) -> Pose:

@@ -13,7 +13,7 @@ from bolid_training.avatars.surface import Hits, Surface
 Background: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 SHADOW_OFFSET = 2e-3  # metres; shadow rays start this far off the surface, so that it does not shadow itself
-OCCLUSION = 0.65
+OCCLUSION = 0.6
 OCCLUSION_DISTANCE = 0.35  # metres
 OCCLUSION_TILTS = 0.6 * np.array([[1, 0, 0], [-0.5, 0.87, 0], [-0.5, -0.87, 0], [0, 0, 0.5]], np.float32)
 
@@ -68,8 +68,8 @@ class Camera:
     def directions(self, size: int) -> np.ndarray:
         """Unit directions float32 [size, size, 3] through the pixels' centres."""
         steps = ((np.arange(size) + 0.5) / size - 0.5) / self.focal
-        x, y = np.meshgrid(steps, steps)
-        return normalized(np.stack([x, y, np.ones_like(x)], -1) @ self.axes).astype(np.float32)
+        x, y = np.meshgrid(steps.astype(np.float32), steps.astype(np.float32))
+        return normalized(np.stack([x, y, np.ones_like(x)], -1) @ self.axes.astype(np.float32))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def render(
     missed = np.ones(len(directions), bool)
     missed[hits.rays] = False
     colors[missed] = background(directions[missed])
-    colors[hits.rays] = _shade(surface, hits, directions[hits.rays], light, origin)
+    colors[hits.rays] = _shade(surface, hits, directions[hits.rays], light, origin, size * supersample)
     parts = np.zeros(len(directions), np.uint8)
     parts[hits.rays] = surface.parts[hits.triangles]
     depth = np.full(len(directions), np.inf, np.float32)
@@ -113,13 +113,15 @@ def render(
     )
 
 
-def _shade(surface: Surface, hits: Hits, directions: np.ndarray, light: Light, origin: np.ndarray) -> np.ndarray:
+def _shade(
+    surface: Surface, hits: Hits, directions: np.ndarray, light: Light, origin: np.ndarray, width: int
+) -> np.ndarray:
     """Lambert's law: key light with hard shadow, lamps, hemisphere ambient with occlusion; then fog. [R, 3]."""
     points = origin + directions * hits.distances[:, None]
     flat, normals = surface.normals(hits, directions)
     points = points + flat * SHADOW_OFFSET
     sun = normalized(np.asarray(light.direction, np.float32))
-    irradiance = _ambient(normals, light) * _openness(surface, points, flat)[:, None]
+    irradiance = _ambient(normals, light) * _openness(surface, points, flat, hits.rays, width)[:, None]
     irradiance += _visible_cosine(surface, points, flat, normals, sun)[:, None] * np.asarray(light.color, np.float32)
     for lamp in light.points:
         irradiance += _lamp(lamp, points, normals)
@@ -135,12 +137,14 @@ def _ambient(normals: np.ndarray, light: Light) -> np.ndarray:
     return np.asarray(light.sky, np.float32) * up + np.asarray(light.ground, np.float32) * (1 - up)
 
 
-def _openness(surface: Surface, points: np.ndarray, normals: np.ndarray) -> np.ndarray:
-    """Ambient occlusion in [1 - OCCLUSION, 1] from one short ray a sample, straight off the face.
+def _openness(
+    surface: Surface, points: np.ndarray, normals: np.ndarray, rays: np.ndarray, width: int
+) -> np.ndarray:
+    """Ambient occlusion in [1 - OCCLUSION, 1] from one short ray a sample, about straight off the face.
 
-    The direction alternates over four tilts; the box filter over the supersampled pixel averages them.
+    The four samples of a pixel (at the usual supersample of 2) tilt differently; the box filter averages them.
     """
-    tilts = OCCLUSION_TILTS[np.arange(len(points)) % len(OCCLUSION_TILTS)]
+    tilts = OCCLUSION_TILTS[rays % width % 2 + rays // width % 2 * 2]
     blocked = surface.blocked(points, normalized(normals + tilts), OCCLUSION_DISTANCE)
     return 1 - OCCLUSION * blocked.astype(np.float32)
 
