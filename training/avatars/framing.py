@@ -9,6 +9,11 @@ from .render import Camera
 MARGIN = 0.025
 """Free border around the body, in image heights."""
 
+_LATITUDES, _LONGITUDES = (a.ravel() for a in np.meshgrid(np.linspace(-1.4, 1.4, 6), np.arange(11) * 2 * np.pi / 11))
+_DIRECTIONS = np.stack(
+    [np.cos(_LATITUDES) * np.cos(_LONGITUDES), np.cos(_LATITUDES) * np.sin(_LONGITUDES), np.sin(_LATITUDES)]
+).astype(np.float32)
+
 
 def frame_figure(
     points: np.ndarray, azimuth: float, *, indoor: bool, low: bool, rng: np.random.Generator
@@ -21,6 +26,7 @@ def frame_figure(
     toward = np.array([np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)])
     share, fov = rng.uniform(0.5, 0.9), rng.uniform(28, 42)
     offset = rng.uniform(-1, 1, 2) * (1.0, 0.6)
+    points = _outline(points)
     target, distance = (points.min(0) + points.max(0)) / 2, 4.0
     for _ in range(4):
         camera = Camera(position=_above_ground(target + distance * toward), target=target, vertical_fov=fov)
@@ -32,6 +38,11 @@ def frame_figure(
         shift = ((seen.max(0) + seen.min(0)) / 2 - wanted) * distance / camera.focal
         target = target + shift @ camera.axes[:2]
     return Camera(position=_above_ground(target + distance * toward), target=target, vertical_fov=fov)
+
+
+def _outline(points: np.ndarray) -> np.ndarray:
+    """The points that lie farthest in 66 directions all around: few, and they span the same view."""
+    return points[np.unique(np.argmax(points @ _DIRECTIONS, axis=0))]
 
 
 def _elevation(indoor: bool, low: bool, rng: np.random.Generator) -> float:

@@ -73,7 +73,7 @@ def make_sample(identity_index: int, view_index: int, seed: int, size: int = 128
     seat = sample_seat(place.indoor, turn, rng) if figure.seat is not None else None
     scene = build_scene(place, time, _clearance(figure, seat), rng)
     points = np.concatenate([mesh.vertices for mesh in figure.meshes])
-    camera = frame_figure(points[::3], azimuth, indoor=place.indoor, low=kind == "lying", rng=rng)
+    camera = frame_figure(points[::5], azimuth, indoor=place.indoor, low=kind == "lying", rng=rng)
     meshes = [*scene.meshes, *figure.meshes]
     if seat is not None:
         meshes += build_seat(seat, figure.seat)

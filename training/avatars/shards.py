@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import tarfile
 from collections.abc import Iterable
@@ -65,8 +66,7 @@ def split_identities(settings: Settings) -> dict[str, list[int]]:
     `empty` holds indices of pictures without a person instead, one for 40 others.
     """
     order = np.random.default_rng([_SPLIT_STREAM, settings.seed]).permutation(settings.identities).tolist()
-    test = -(-int(settings.identities * TEST_SHARE * 100) // 100)
-    validation = -(-int(settings.identities * VALIDATION_SHARE * 100) // 100)
+    test, validation = (math.ceil(round(settings.identities * share, 6)) for share in (TEST_SHARE, VALIDATION_SHARE))
     empty = max(1, round(settings.identities * settings.views * EMPTY_SHARE))
     return {
         "train": order[test + validation :],

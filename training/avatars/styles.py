@@ -76,15 +76,13 @@ def pencil_sketch(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator
 
 
 def watercolour(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Flat wet washes that bleed, darker at their edges, thinner towards the white paper at the margin."""
-    gray = image @ LUMINANCE
-    wash = _bleed(_kuwahara(image, 2), rng)
-    wash = _saturate(wash, 1.25)
-    edges = ndimage.gaussian_gradient_magnitude(gray, 1.0)
-    blotches = 0.10 * _clouds(gray.shape, _scale(gray, 7), rng)
-    density = np.clip(0.80 + blotches, 0, 1)[..., None] * _margin(gray.shape, rng)[..., None]
-    paint = 1 - density * (1 - wash)
-    return paint * (1 - np.clip(0.9 * edges, 0, 0.3))[..., None]
+    """Flat washes over a faint drawing: they creep, dry darker at their edges and thin out at the paper's margin."""
+    wash = _saturate(_creep(_kuwahara(image, 2), rng), 1.2)
+    edges = ndimage.gaussian_gradient_magnitude(image @ LUMINANCE, 0.8)
+    blotches = 0.05 * _clouds(image.shape[:2], _scale(image, 16), rng) + 0.015 * rng.normal(0, 1, image.shape[:2])
+    density = np.clip(0.86 + blotches, 0, 1) * _margin(image.shape[:2], rng)
+    paint = 1 - density[..., None] * (1 - wash)
+    return paint * (1 - np.clip(0.7 * edges, 0, 0.25) - 0.25 * lines)[..., None]
 
 
 def cartoon(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -94,22 +92,22 @@ def cartoon(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> n
     levels = 5
     stepped = (np.floor(value * levels) + 0.62) / levels
     flat = smooth * (stepped / np.maximum(value, 1e-3))
-    return _saturate(flat, 1.35) * (1 - 0.85 * lines)[..., None]
+    return _saturate(flat, 1.2) * (1 - 0.85 * lines)[..., None]
 
 
 def oil_painting(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Kuwahara patches with the relief of thick, slanted strokes."""
-    patches = _saturate(_kuwahara(image, 3), 1.3)
-    strokes = ndimage.gaussian_filter(rng.normal(0, 1, image.shape[:2]), (0.6, 2.4))
-    sheared = ndimage.shift(strokes, (0.5, 0.5), order=1, mode="wrap")
-    relief = (strokes - np.roll(sheared, 1, axis=0)) * 0.10
-    return patches * 0.96 + relief[..., None]
+    """Kuwahara patches with the relief of brush strokes that follow the forms."""
+    patches = _saturate(_kuwahara(image, 2), 1.15)
+    height, width = image.shape[:2]
+    bristles = ndimage.uniform_filter1d(rng.normal(0, 0.09, (height, width + height)), 5)
+    slanted = bristles[np.arange(height)[:, None], np.arange(height)[:, None] + np.arange(width)]
+    return patches * (1 + ndimage.uniform_filter1d(slanted, 3, axis=0))[..., None]
 
 
 def pixel_art(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Blocks of 1/42 of the picture (3 pixels at 128) in a palette of seven levels a channel."""
+    """Blocks of 1/64 of the picture (2 pixels at 128) in a palette of seven levels a channel."""
     height, width = image.shape[:2]
-    block = max(2, height // 42)
+    block = max(2, height // 64)
     rows, columns = -(-height // block), -(-width // block)
     padded = np.pad(image, ((0, rows * block - height), (0, columns * block - width), (0, 0)), mode="edge")
     small = padded.reshape(rows, block, columns, block, 3).mean(axis=(1, 3))
@@ -117,8 +115,8 @@ def pixel_art(image: np.ndarray, lines: np.ndarray, rng: np.random.Generator) ->
     return small.repeat(block, axis=0).repeat(block, axis=1)[:height, :width]
 
 
-def _scale(gray: np.ndarray, pixels_at_128: float) -> float:
-    return pixels_at_128 * gray.shape[0] / 128
+def _scale(image: np.ndarray, pixels_at_128: float) -> float:
+    return pixels_at_128 * image.shape[0] / 128
 
 
 def _saturate(image: np.ndarray, amount: float) -> np.ndarray:
@@ -129,13 +127,15 @@ def _saturate(image: np.ndarray, amount: float) -> np.ndarray:
 def _kuwahara(image: np.ndarray, radius: int) -> np.ndarray:
     """Each pixel takes the mean of its calmest quadrant (Kuwahara 1976): flat patches, crisp edges."""
     size, half = radius + 1, (radius + 1) // 2
-    mean = ndimage.uniform_filter(image, (size, size, 0))
-    gray = image @ LUMINANCE
+    padded = np.pad(image, ((half, half), (half, half), (0, 0)), mode="edge")
+    gray = padded @ LUMINANCE
+    mean = ndimage.uniform_filter(padded, (size, size, 0))
     spread = ndimage.uniform_filter(gray * gray, size) - ndimage.uniform_filter(gray, size) ** 2
-    shifts = [(sy, sx) for sy in (-half, half) for sx in (-half, half)]
-    calmest = np.argmin([np.roll(spread, shift, (0, 1)) for shift in shifts], axis=0)
-    means = np.stack([np.roll(mean, shift, (0, 1)) for shift in shifts])
-    return np.take_along_axis(means, calmest[None, ..., None], axis=0)[0]
+    height, width = image.shape[:2]
+    rows, columns = np.indices((height, width), sparse=True)
+    offsets = [(dy, dx) for dy in (0, 2 * half) for dx in (0, 2 * half)]
+    calmest = np.argmin([spread[dy : dy + height, dx : dx + width] for dy, dx in offsets], axis=0)
+    return mean[rows + calmest // 2 * 2 * half, columns + calmest % 2 * 2 * half]
 
 
 def _clouds(shape: tuple[int, int], sigma: float, rng: np.random.Generator) -> np.ndarray:
@@ -145,10 +145,10 @@ def _clouds(shape: tuple[int, int], sigma: float, rng: np.random.Generator) -> n
     return ndimage.zoom(coarse, step, order=1)[: shape[0], : shape[1]]
 
 
-def _bleed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _creep(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Moves every pixel by about one along smooth noise, as pigment creeps in wet paper."""
     height, width = image.shape[:2]
-    amount = height / 128
+    amount = 0.45 * height / 128
     y = np.arange(height)[:, None] + amount * _clouds((height, width), 5, rng)
     x = np.arange(width)[None] + amount * _clouds((height, width), 5, rng)
     rows = np.clip(np.rint(y), 0, height - 1).astype(int)
@@ -160,7 +160,7 @@ def _margin(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """1 inside, falling to 0 towards an irregular paper margin."""
     y, x = np.linspace(-1, 1, shape[0])[:, None], np.linspace(-1, 1, shape[1])[None]
     edge = np.maximum(np.abs(y), np.abs(x)) + 0.015 * _clouds(shape, shape[0] / 16, rng)
-    return np.clip((1.0 - edge) / 0.10, 0, 1)
+    return np.clip((1.0 - edge) / 0.06, 0, 1)
 
 
 Style = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]

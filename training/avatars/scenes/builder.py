@@ -165,12 +165,12 @@ class Builder:
         """A plain rectangle."""
         self.tiles(corner, u, v, linear(color)[None, None])
 
-    def surface(self, x: np.ndarray, y: np.ndarray, z: np.ndarray, colors: np.ndarray) -> None:
-        """A smooth height field: x [columns], y [rows], z and colors [rows, columns(, 3)]."""
+    def surface(self, x: np.ndarray, y: np.ndarray, z: np.ndarray, colors: np.ndarray, smooth: bool = True) -> None:
+        """A height field: x [columns], y [rows], z and colors [rows, columns(, 3)]."""
         columns, rows = np.meshgrid(x, y)
         vertices = np.stack([columns, rows, z], axis=-1).reshape(-1, 3).astype(np.float32)
         shade = colors.reshape(-1, 3).astype(np.float32)
-        self.add(vertices, grid_faces(len(y), len(x)), shade, True, Part.BACKGROUND)
+        self.add(vertices, grid_faces(len(y), len(x)), shade, smooth, Part.BACKGROUND)
 
     def meshes(self) -> list[Mesh]:
         """One mesh for each combination of shading and part."""

@@ -46,13 +46,13 @@ def beach(b: Builder, stage: Stage) -> list[SceneObject]:
     objects = []
     landmark = b.rng.choice(["umbrella", "palm tree", "ball", "none"])
     if landmark == "umbrella":
-        color, spot = pick(b.rng, BRIGHT[:-1]), beside(b.rng, stage, 0.7)
-        props.parasol(b, (spot[0], spot[1] + 0.9), named(color))
-        objects.append(SceneObject(name="umbrella", color=color, relation="next to", position=(*spot, 1.5)))
+        color, spot = pick(b.rng, BRIGHT[:-1]), beside(b.rng, stage, 0.7, back=0.9)
+        props.parasol(b, spot, named(color))
+        objects.append(SceneObject(name="umbrella", color=color, relation="next to", position=(*spot, 1.8)))
     elif landmark == "palm tree":
-        spot = beside(b.rng, stage, 0.3)
-        props.palm(b, (spot[0], spot[1] + 0.8), b.rng.uniform(2.6, 3.6), "#3b8a3a")
-        objects.append(SceneObject(name="palm tree", color="green", relation="next to", position=(*spot, 1.2)))
+        spot, height = beside(b.rng, stage, 0.4, back=1.5), b.rng.uniform(1.9, 2.5)
+        props.palm(b, spot, height, "#3b8a3a")
+        objects.append(SceneObject(name="palm tree", color="green", relation="next to", position=(*spot, height)))
     elif landmark == "ball":
         color, spot = pick(b.rng, BRIGHT), beside(b.rng, stage, 0.25)
         b.ball((*spot, 0.24), 0.24, named(color))
@@ -87,10 +87,10 @@ def park(b: Builder, stage: Stage) -> list[SceneObject]:
     if b.rng.random() < 0.4:
         b.tube((b.rng.uniform(-4, 4), 7.5, 0), 2.2, 0.02, "#4d8fb5", sides=14)
     landmark = b.rng.choice(["tree", "lamp", "bush", "none"])
-    spot = beside(b.rng, stage, 0.3)
+    spot = beside(b.rng, stage, 0.3, back=0.5)
     if landmark == "tree":
-        props.leafy_tree(b, (spot[0], spot[1] + 0.9), b.rng.uniform(2.6, 3.6), named("green"))
-        return [SceneObject(name="tree", color="green", relation="next to", position=(*spot, 1.3))]
+        props.leafy_tree(b, spot, b.rng.uniform(2.6, 3.6), named("green"))
+        return [SceneObject(name="tree", color="green", relation="next to", position=(*spot, 1.7))]
     if landmark == "lamp":
         props.lamp_post(b, spot, named("black"))
         return [SceneObject(name="street lamp", color="black", relation="next to", position=(*spot, 1.2))]
@@ -128,8 +128,8 @@ def city_street(b: Builder, stage: Stage) -> list[SceneObject]:
 def mountains(b: Builder, stage: Stage) -> list[SceneObject]:
     meadow = b.rng.random() < 0.6
     ground(b, "#6f8a48" if meadow else "#80796c", 0.12, hills=0.8)
-    _ridge(b, 42, b.rng.uniform(11, 17), "#6c7078", snow=0.55)
-    _ridge(b, 26, b.rng.uniform(4, 6.5), "#5f7248" if meadow else "#77716a", snow=2.0)
+    _ridge(b, 42, b.rng.uniform(13, 19), "#6c7078", snow=0.5)
+    _ridge(b, 26, b.rng.uniform(3, 4.5), "#5f7248" if meadow else "#77716a", snow=2.0)
     for spot in scatter(b, stage, 7, 3, 10):
         props.rock(b, spot, b.rng.uniform(0.2, 0.7), "#7d7a74")
     if meadow:
@@ -143,16 +143,15 @@ def mountains(b: Builder, stage: Stage) -> list[SceneObject]:
 
 
 def _ridge(b: Builder, y: float, height: float, color: Color, snow: float) -> None:
-    """A jagged range across the view; above `snow` x height it is white."""
-    columns = 22
-    x = np.linspace(-1.3 * y, 1.3 * y, columns)
-    peaks = np.interp(np.arange(columns), np.arange(0, columns, 3), b.rng.uniform(0.45, 1, -(-columns // 3)))
-    crest = height * (peaks + b.rng.uniform(-0.10, 0.10, columns))
-    rise = np.array([0.0, 0.35, 0.7, 1.0])
-    z = rise[:, None] * crest + b.rng.uniform(-0.05, 0.05, (4, columns)) * height
-    shade = linear(color) * b.rng.uniform(0.75, 1.15, (4, columns, 1))
-    white = np.clip((z / height - snow) * 5, 0, 1)[..., None]
-    b.surface(x, y + rise * height * 0.8, z, shade * (1 - white) + white * linear("#f2f5fa"))
+    """A jagged range across the view, faceted; above `snow` x height it is white."""
+    columns, rise = 37, np.array([0.0, 0.4, 0.75, 1.0])
+    x = np.linspace(-0.9 * y, 0.9 * y, columns)
+    summits = b.rng.uniform(0.75, 1, 10) * np.tile((1.0, 0.5), 5)
+    crest = height * np.interp(np.arange(columns), np.arange(0, columns, 4), summits)
+    z = rise[:, None] * crest + b.rng.uniform(-0.06, 0.06, (4, columns)) * height * rise[:, None]
+    shade = linear(color) * b.rng.uniform(0.7, 1.2, (4, columns, 1))
+    white = np.clip((z / height - snow) * 8, 0, 1)[..., None]
+    b.surface(x, y + rise * height * 0.8, z, shade * (1 - white) + white * linear("#f2f5fa"), smooth=False)
 
 
 def desert(b: Builder, stage: Stage) -> list[SceneObject]:
@@ -173,7 +172,7 @@ def snow_field(b: Builder, stage: Stage) -> list[SceneObject]:
     for spot in scatter(b, stage, 9, 5, 18):
         props.conifer(b, spot, b.rng.uniform(2.5, 5.5), "#2f5b43", snow=True)
     if b.rng.random() < 0.4:
-        _ridge(b, 45, b.rng.uniform(9, 14), "#8b95a5", snow=0.25)
+        _ridge(b, 45, b.rng.uniform(11, 16), "#8b95a5", snow=0.25)
     if b.rng.random() < 0.35:
         spot = beside(b.rng, stage, 0.4)
         for z, radius in ((0.32, 0.36), (0.82, 0.26), (1.22, 0.18)):
@@ -256,7 +255,7 @@ OUTDOOR = (
     Place(name="park", build=park, indoor=False, haze="#5a9038"),
     Place(name="city street", build=city_street, indoor=False, haze="#6d6d6e"),
     Place(name="mountains", build=mountains, indoor=False, haze="#6f7a5c"),
-    Place(name="desert", build=desert, indoor=False, haze="#d6a562", without=frozenset({"snow", "rain", "overcast"})),
+    Place(name="desert", build=desert, indoor=False, haze="#d6a562", without=frozenset({"snow", "rain", "overcast", "fog"})),
     Place(name="snow field", build=snow_field, indoor=False, haze="#e4eaf2", without=frozenset({"rain"})),
     Place(name="garden", build=garden, indoor=False, haze="#5a9038"),
     Place(name="football field", build=football_field, indoor=False, haze="#4a8a3c"),

@@ -88,8 +88,8 @@ def pick(rng: np.random.Generator, colors: Sequence[str]) -> str:
     return colors[rng.integers(len(colors))]
 
 
-def beside(rng: np.random.Generator, stage: Stage, half_width: float) -> tuple[float, float]:
-    """A spot (x, y) left or right of the person and a little behind, clear of it by a hand's breadth or two."""
+def beside(rng: np.random.Generator, stage: Stage, half_width: float, back: float = 0.0) -> tuple[float, float]:
+    """A spot (x, y) left or right of the person and a little behind, clear of it by a hand's breadth or two; `back` metres farther."""
     side = rng.choice((-1.0, 1.0))
     x = side * (stage.clearance + half_width + rng.uniform(0.05, 0.3))
-    return float(x), float(rng.uniform(0.5, 1.4))
+    return float(x), float(back + rng.uniform(0.5, 1.4))
