@@ -91,7 +91,11 @@ def rest(build: Build) -> Rest:
     phenotype = torch.tensor([[values.get(label, 0.5) for label in model.phenotype_labels]], dtype=model.dtype)
     with torch.no_grad():
         coefficients = phenotype_blendshape_weights(
-            phenotype, model.phenotype_labels, model.anchors, model.stacked_phenotype_blend_shapes_mask, extrapolate=False
+            phenotype,
+            model.phenotype_labels,
+            model.anchors,
+            model.stacked_phenotype_blend_shapes_mask,
+            extrapolate=False,
         )
         coefficients = (coefficients @ model.phenotype_blendshape_projection).float()
         offsets = (coefficients @ _blendshapes()).numpy().reshape(-1, 3)
@@ -126,7 +130,7 @@ def _cell_sizes(points: np.ndarray, bones: list[str]) -> np.ndarray:
         sizes[[name.startswith(prefixes) for name in bones]] = size
     x, y, z = np.abs(points).T[0], points[:, 1], points[:, 2]
     features = (y < -0.09) & (z > 0.63) & (z < 0.765) & (x < 0.06)
-    return np.where(features, np.minimum(sizes, 0.0055), sizes)
+    return np.where(features, np.minimum(sizes, 0.0038), sizes)
 
 
 def _visible(points: np.ndarray, faces: np.ndarray, directions: int = 24) -> np.ndarray:

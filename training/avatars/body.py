@@ -7,6 +7,7 @@ import numpy as np
 from bolid_training.avatars.anatomy import Anatomy, anatomy, rest
 from bolid_training.avatars.mesh import Mesh, yaw_matrix
 from bolid_training.avatars.outfit import Piece, dress
+from bolid_training.avatars.parts import Part
 from bolid_training.avatars.people import Person
 from bolid_training.avatars.poses import Pose
 from bolid_training.avatars.skeleton import bone_transforms
@@ -40,11 +41,13 @@ def build_figure(person: Person, pose: Pose, yaw: float) -> Figure:
     turn = yaw_matrix(yaw)
     rotations, translations = turn @ rotations, translations @ turn.T
     transforms = np.concatenate([rotations.reshape(-1, 9), translations], 1).astype(np.float32)
-    skin = _skinned(shape.vertices, shared.weights, transforms)
     pieces = dress(person, shape)
     posed = [_skinned(piece.vertices, piece.weights, transforms) for piece in pieces]
+    skin = posed[0]
     keypoints = shared.keypoints @ skin
-    lowest = min(vertices[:, 2].min() for vertices in posed)
+    # Skirts and coats may hang below what carries the weight: they lie on the ground then.
+    carrying = [skin, *(vertices for piece, vertices in zip(pieces, posed) if piece.parts[0] == Part.SHOES)]
+    lowest = min(vertices[:, 2].min() for vertices in carrying)
     offset = np.array([*-skin.mean(0)[:2], pose.lift - lowest], np.float32)
     meshes = [piece.mesh(vertices + offset) for piece, vertices in zip(pieces, posed)]
     everything = np.concatenate([mesh.vertices for mesh in meshes])
@@ -71,7 +74,11 @@ def _seat(shared: Anatomy, pieces: list[Piece], meshes: list[Mesh], keypoints: n
     height = _underside(meshes, hips, forward, thigh)
     position[2] = height
     return SeatSpec(
-        position=position.astype(np.float32), width=float(thigh * 1.1), depth=float(thigh * 0.95), height=height, yaw=yaw
+        position=position.astype(np.float32),
+        width=float(thigh * 1.1),
+        depth=float(thigh * 0.95),
+        height=height,
+        yaw=yaw,
     )
 
 

@@ -72,9 +72,11 @@ def top_covers(kind: str, points: np.ndarray) -> np.ndarray:
     sleeve = (style.sleeve - coverage.along_arm(points)) * 0.25
     field = np.minimum(np.minimum(coverage.below_neck(points, style.neck), sleeve), points[:, 2] - style.hem)
     # Hands and sleeves hang lower than a short hem.
-    field = np.where(coverage.along_arm(points) > 0.3, np.minimum(sleeve, coverage.below_neck(points, style.neck)), field)
+    field = np.where(
+        coverage.along_arm(points) > 0.3, np.minimum(sleeve, coverage.below_neck(points, style.neck)), field
+    )
     if style.opening:
-        field = np.where(points[:, 1] < -0.02, np.minimum(field, np.abs(points[:, 0]) - style.opening), field)
+        field = np.where(points[:, 1] < -0.055, np.minimum(field, np.abs(points[:, 0]) - style.opening), field)
     return field
 
 
@@ -111,7 +113,9 @@ def cloth_texture(garment: Garment):
 @cache
 def _top_shell(kind: str) -> tuple[Shell, np.ndarray]:
     style, shared = TOPS[kind], anatomy()
-    shell = cut(shared, lambda points: top_covers(kind, points), ~coverage.head_vertices() & (shared.template[:, 2] > -0.3))
+    shell = cut(
+        shared, lambda points: top_covers(kind, points), ~coverage.head_vertices() & (shared.template[:, 2] > -0.3)
+    )
     arm = np.clip(coverage.along_arm(shell.template), 0, None)
     near_neck = np.clip(coverage.below_neck(shell.template, style.neck) / 0.05, 0, 1)
     low = np.clip((0.25 - shell.template[:, 2]) / 0.25, 0, 1) * (arm < 0.2)

@@ -6,7 +6,7 @@ import numpy as np
 
 from bolid_training.avatars.anatomy import Rest, anatomy
 from bolid_training.avatars.coverage import head_vertices
-from bolid_training.avatars.mesh import normalized, srgb_to_linear
+from bolid_training.avatars.mesh import srgb_to_linear
 from bolid_training.avatars.parts import Part
 from bolid_training.avatars.people import HAIR_COLORS, Person
 from bolid_training.avatars.shell import Piece, Shell, cut
@@ -82,17 +82,22 @@ def _curtain(head: Skull, length: float, thickness: float, color: np.ndarray, sh
     wave = 1 + 0.03 * np.sin(around * 9 + fall * 5)
     spread = (1 - 0.12 * np.sin(fall * np.pi)) * wave
     unit = np.stack(
-        [np.sin(polar) * np.cos(around) * spread, np.sin(polar) * np.sin(around) * spread, np.cos(polar) + 0 * around], -1
+        [np.sin(polar) * np.cos(around) * spread, np.sin(polar) * np.sin(around) * spread, np.cos(polar) + 0 * around],
+        -1,
     )
     rings = head.centre + head.axes * unit * grow
     rings[..., 2] -= fall * length
     # On the shoulders and the back the hair lies outside the body.
     low = np.clip((fall * length - 0.16) / 0.1, 0, 1)
-    rings[..., 1] += low * 0.035 * (np.sin(around) > -0.2)
+    rings[..., 1] += low * 0.06 * np.clip(np.sin(around) + 0.3, 0, 1)
     loose = np.clip((fall * length - 0.1) / 0.15, 0, 1) * 0.8 + 0 * around
     shade = 1 + 0.2 * np.sin(around * 17) + 0 * fall
     return swept(
-        rings[::-1], {"head": 1 - loose[::-1], "spine01": loose[::-1]}, color * shade[::-1, :, None], Part.HAIR, closed=False
+        rings[::-1],
+        {"head": 1 - loose[::-1], "spine01": loose[::-1]},
+        color * shade[::-1, :, None],
+        Part.HAIR,
+        closed=False,
     )
 
 
@@ -101,12 +106,18 @@ def _tail(head: Skull, color: np.ndarray) -> Piece:
     share = np.linspace(0, 1, 9)
     start = head.at(np.array([0.0, 0.95, 0.35]))
     path = start + np.stack(
-        [0 * share, 0.07 * np.sin(np.pi * np.minimum(share * 1.3, 1)) + 0.02 * share, 0.03 * np.sin(np.pi * share) - 0.26 * share],
+        [
+            0 * share,
+            0.07 * np.sin(np.pi * np.minimum(share * 1.3, 1)) + 0.02 * share,
+            0.03 * np.sin(np.pi * share) - 0.26 * share,
+        ],
         1,
     )
     radius = np.interp(share, [0, 0.12, 0.5, 1], [0.012, 0.026, 0.028, 0.006])[:, None]
     around = angles(10)[None]
-    rings = path[:, None] + np.stack([radius * np.cos(around), radius * np.sin(around), 0.3 * radius * np.sin(around)], -1)
+    rings = path[:, None] + np.stack(
+        [radius * np.cos(around), radius * np.sin(around), 0.3 * radius * np.sin(around)], -1
+    )
     sway = np.clip(share * 1.2 - 0.4, 0, 0.6)[:, None] + 0 * around
     return swept(rings[::-1], {"head": 1 - sway[::-1], "spine01": sway[::-1]}, color * 0.9, Part.HAIR)
 

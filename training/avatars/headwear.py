@@ -11,7 +11,7 @@ from bolid_training.avatars.shell import Piece
 from bolid_training.avatars.skull import Skull, skull
 from bolid_training.avatars.sweep import angles, swept
 
-LOW = {"cap": 0.25, "beanie": 0.02, "sun hat": 0.28}  # where the dome ends, in half axes above the skull's centre
+LOW = {"cap": 0.25, "beanie": 0.02, "sun hat": 0.14}  # where the dome ends, in half axes above the skull's centre
 
 
 def hat(garment: Garment, hair_style: str, shape: Rest) -> list[Piece]:
@@ -50,7 +50,7 @@ def _visor(head: Skull, room: float, color: np.ndarray) -> Piece:
 def _brim(head: Skull, room: float, color: np.ndarray) -> Piece:
     around, out = angles(26)[None], np.linspace(0, 1, 4)[:, None]
     reach = room * 0.97 + 0.85 * out
-    unit = np.stack([reach * np.cos(around), reach * np.sin(around), 0.3 - 0.14 * out + 0 * around], -1)
+    unit = np.stack([reach * np.cos(around), reach * np.sin(around), 0.16 - 0.12 * out + 0 * around], -1)
     return swept(head.at(unit), {"head": 1.0}, color, Part.HAT)
 
 

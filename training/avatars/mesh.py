@@ -93,7 +93,13 @@ def box(size: Sequence[float], color: Color, part: Part = Part.BACKGROUND) -> Me
 
 
 def cylinder(
-    radius: float, height: float, color: Color, part: Part = Part.BACKGROUND, *, top: float | None = None, sides: int = 16
+    radius: float,
+    height: float,
+    color: Color,
+    part: Part = Part.BACKGROUND,
+    *,
+    top: float | None = None,
+    sides: int = 16,
 ) -> Mesh:
     """An upright capped cylinder on z = 0; `top` is the upper radius (a frustum, 0 for a cone)."""
     angles = np.linspace(0, 2 * np.pi, sides, endpoint=False)
@@ -114,9 +120,7 @@ def cone(radius: float, height: float, color: Color, part: Part = Part.BACKGROUN
     return cylinder(radius, height, color, part, top=0.0, sides=sides)
 
 
-def sphere(
-    radius: float, color: Color, part: Part = Part.BACKGROUND, *, rings: int = 8, sides: int = 14
-) -> Mesh:
+def sphere(radius: float, color: Color, part: Part = Part.BACKGROUND, *, rings: int = 8, sides: int = 14) -> Mesh:
     """A sphere about the origin; scale it for an ellipsoid."""
     polar = np.linspace(0, np.pi, rings + 1)[:, None]
     angles = np.linspace(0, 2 * np.pi, sides, endpoint=False)[None]
@@ -132,7 +136,9 @@ def grid_faces(rows: int, columns: int, *, closed: bool = True, flip: bool = Fal
     """
     i, j = np.meshgrid(np.arange(rows - 1), np.arange(columns if closed else columns - 1), indexing="ij")
     k = (j + 1) % columns
-    quads = np.stack([i * columns + j, i * columns + k, (i + 1) * columns + k, (i + 1) * columns + j], -1).reshape(-1, 4)
+    quads = np.stack([i * columns + j, i * columns + k, (i + 1) * columns + k, (i + 1) * columns + j], -1).reshape(
+        -1, 4
+    )
     return _quads_to_triangles(quads[:, ::-1] if flip else quads)
 
 

@@ -143,9 +143,15 @@ def _build(rng: np.random.Generator, woman: bool, age: str) -> Build:
 
 def _hair_style(rng: np.random.Generator, woman: bool, age: str) -> str:
     if woman:
-        return str(rng.choice(["short", "bob", "long", "ponytail", "bun", "curly", "afro"], p=_shares(1, 2, 3, 2, 1.5, 1, 1)))
+        return str(
+            rng.choice(["short", "bob", "long", "ponytail", "bun", "curly", "afro"], p=_shares(1, 2, 3, 2, 1.5, 1, 1))
+        )
     bald = {"child": 0.0, "young": 0.6, "middle-aged": 1.2, "old": 2.5}[age]
-    return str(rng.choice(["short", "bald", "curly", "afro", "bob", "long", "ponytail"], p=_shares(6, bald, 1, 0.8, 0.3, 0.3, 0.3)))
+    return str(
+        rng.choice(
+            ["short", "bald", "curly", "afro", "bob", "long", "ponytail"], p=_shares(6, bald, 1, 0.8, 0.3, 0.3, 0.3)
+        )
+    )
 
 
 def _shares(*weights: float) -> np.ndarray:

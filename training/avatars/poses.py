@@ -98,7 +98,9 @@ def _hanging(rng: np.random.Generator) -> Arm:
 
 
 def _on_hip(rng: np.random.Generator) -> Arm:
-    return Arm(forward=rng.uniform(-25, -15), out=rng.uniform(38, 48), flex=rng.uniform(82, 95), pole=(-1.0, -0.55, 0.0))
+    return Arm(
+        forward=rng.uniform(-25, -15), out=rng.uniform(38, 48), flex=rng.uniform(82, 95), pole=(-1.0, -0.55, 0.0)
+    )
 
 
 def _reaching(rng: np.random.Generator) -> Arm:
@@ -158,23 +160,22 @@ def _running(rng: np.random.Generator) -> Pose:
     return replace(pose, lift=rng.choice([0.0, rng.uniform(0.02, 0.12)]))
 
 
-def _lap_arm(rng: np.random.Generator) -> Arm:
-    """A hand on the thigh, in the lap or beside the seat."""
-    return rng.choice(
-        [
-            Arm(forward=rng.uniform(15, 30), out=rng.uniform(8, 15), flex=rng.uniform(50, 70), pole=(-0.2, -1.0, 0.2)),
-            Arm(forward=rng.uniform(10, 20), out=rng.uniform(12, 20), flex=rng.uniform(75, 95), pole=(-0.6, -1.0, 0.2)),
-            Arm(forward=rng.uniform(-15, 0), out=rng.uniform(20, 28), flex=rng.uniform(5, 20)),
-            _reaching(rng),
-        ]
-    )
+def _lap_arm(rng: np.random.Generator, *, beside: bool = True) -> Arm:
+    """A hand on the thigh, in the lap, reaching out or, if there is room `beside` the seat, there."""
+    arms = [
+        Arm(forward=rng.uniform(15, 30), out=rng.uniform(8, 15), flex=rng.uniform(50, 70), pole=(-0.2, -1.0, 0.2)),
+        Arm(forward=rng.uniform(10, 20), out=rng.uniform(12, 20), flex=rng.uniform(75, 95), pole=(-0.6, -1.0, 0.2)),
+        _reaching(rng),
+        Arm(forward=rng.uniform(-15, 0), out=rng.uniform(20, 28), flex=rng.uniform(5, 20)),
+    ]
+    return arms[rng.integers(4 if beside else 3)]
 
 
 def _sitting(rng: np.random.Generator) -> Pose:
+    if rng.random() < 0.2:
+        return _sitting_on_ground(rng)
     arms = {"left_arm": _lap_arm(rng), "right_arm": _lap_arm(rng)}
     spine, head = _spine(rng, rng.uniform(-4, 14)), _head(rng)
-    if rng.random() < 0.2:
-        return _sitting_on_ground(rng, arms)
     legs = {}
     tilt, out = rng.uniform(-6, 6), rng.uniform(4, 18)
     for side in ("left_leg", "right_leg"):
@@ -183,7 +184,8 @@ def _sitting(rng: np.random.Generator) -> Pose:
     return Pose(kind="sitting", seated=True, root=(tilt, 0, 0), spine=spine, head=head, **arms, **legs)
 
 
-def _sitting_on_ground(rng: np.random.Generator, arms: dict) -> Pose:
+def _sitting_on_ground(rng: np.random.Generator) -> Pose:
+    arms = {side: _lap_arm(rng, beside=False) for side in ("left_arm", "right_arm")}
     raised = rng.choice([0.0, rng.uniform(15, 40)])
     tilt, out = -rng.uniform(0, 12), rng.uniform(4, 16)
     straight = 85 + tilt
@@ -201,20 +203,24 @@ def _lying(rng: np.random.Generator) -> Pose:
     raised = Leg(forward=bend + 2, out=out, flex=2 * bend + 5, turn=8, foot=10, level=False)
     spread = Arm(forward=rng.uniform(5, 15), out=rng.uniform(15, 75), flex=rng.uniform(5, 40), pole=(-0.6, -0.6, 0.3))
     if style == "back":
-        other = rng.choice([_hanging(rng), Arm(forward=8, out=rng.uniform(100, 150), flex=rng.uniform(40, 90), pole=(-1, 0, 0.6))])
+        other = rng.choice(
+            [_hanging(rng), Arm(forward=8, out=rng.uniform(100, 150), flex=rng.uniform(40, 90), pole=(-1, 0, 0.6))]
+        )
         legs = {"left_leg": raised, "right_leg": relaxed}
         return Pose(kind="lying", root=(-90, 0, 0), head=_head(rng), left_arm=spread, right_arm=other, **legs)
     if style == "front":
-        under = Arm(forward=20, out=rng.uniform(100, 140), flex=rng.uniform(60, 100), pole=(-0.5, -0.4, 1.0))
+        under = Arm(forward=6, out=rng.uniform(100, 140), flex=rng.uniform(60, 100), pole=(-0.5, -0.4, 1.0))
         legs = {"left_leg": replace(relaxed, foot=55), "right_leg": replace(relaxed, foot=55)}
-        return Pose(kind="lying", root=(88, 0, 0), head=(-12, 0, rng.uniform(-60, 60)), left_arm=under, right_arm=under, **legs)
+        return Pose(
+            kind="lying", root=(88, 0, 0), head=(-12, 0, rng.uniform(-60, 60)), left_arm=under, right_arm=under, **legs
+        )
     thigh = rng.uniform(15, 60)
-    low = Leg(forward=thigh, out=-1, flex=thigh * 1.4, turn=0, foot=20, level=False)
-    high = Leg(forward=thigh + rng.uniform(0, 25), out=4, flex=thigh * 1.5, turn=0, foot=20, level=False)
+    low = Leg(forward=thigh, out=0, flex=thigh * 1.4, turn=0, foot=20, level=False)
+    high = Leg(forward=thigh + rng.uniform(0, 25), out=-9, flex=thigh * 1.5, turn=0, foot=20, level=False)
     front = Arm(forward=rng.uniform(50, 90), out=0, flex=rng.uniform(20, 80), pole=(-0.4, -0.3, 1.0))
     top = Arm(forward=rng.uniform(15, 60), out=4, flex=rng.uniform(20, 60), pole=(-0.4, -1.0, 0.0))
     return Pose(
-        kind="lying", root=(-90, 90, 0), spine=_spine(rng, 8), head=(5, rng.uniform(-5, 10), 0),
+        kind="lying", root=(0, -88, 0), spine=_spine(rng, 8), head=(5, rng.uniform(-5, 10), 0),
         left_arm=top, right_arm=front, left_leg=high, right_leg=low,
     )  # fmt: skip
 
@@ -223,7 +229,9 @@ def _kneeling(rng: np.random.Generator) -> Pose:
     arms = {"left_arm": _any_arm(rng), "right_arm": _any_arm(rng)}
     common = {"kind": "kneeling", "head": _head(rng, 3), **arms}
     if rng.random() < 0.45:
-        down = Leg(forward=rng.uniform(-5, 5), out=4, flex=rng.uniform(88, 95), turn=3, foot=rng.uniform(-20, 55), level=False)
+        down = Leg(
+            forward=rng.uniform(-5, 5), out=4, flex=rng.uniform(88, 95), turn=3, foot=rng.uniform(-20, 55), level=False
+        )
         up = Leg(forward=rng.uniform(80, 90), out=rng.uniform(4, 14), flex=rng.uniform(82, 92), turn=6)
         return Pose(spine=_spine(rng, 6), left_leg=up, right_leg=down, **common)
     sunk = rng.choice([rng.uniform(0, 10), rng.uniform(10, 60), rng.uniform(55, 65)])
@@ -276,7 +284,9 @@ def _waving(rng: np.random.Generator) -> Pose:
         forward=rng.uniform(5, 25), out=rng.uniform(60, 110), flex=rng.uniform(65, 110), pole=(rng.uniform(-0.5, 0.3), -0.25, 1.0)
     )  # fmt: skip
     if rng.random() < 0.3:
-        wave = Arm(forward=rng.uniform(0, 15), out=rng.uniform(135, 165), flex=rng.uniform(5, 35), pole=(-0.5, -0.4, 1.0))
+        wave = Arm(
+            forward=rng.uniform(0, 15), out=rng.uniform(135, 165), flex=rng.uniform(5, 35), pole=(-0.5, -0.4, 1.0)
+        )
     other = rng.choice([_hanging, _hanging, _on_hip])(rng)
     return Pose(kind="waving", spine=_spine(rng), head=_head(rng), left_arm=wave, right_arm=other, **_stance(rng))
 

@@ -137,9 +137,7 @@ def _ambient(normals: np.ndarray, light: Light) -> np.ndarray:
     return np.asarray(light.sky, np.float32) * up + np.asarray(light.ground, np.float32) * (1 - up)
 
 
-def _openness(
-    surface: Surface, points: np.ndarray, normals: np.ndarray, rays: np.ndarray, width: int
-) -> np.ndarray:
+def _openness(surface: Surface, points: np.ndarray, normals: np.ndarray, rays: np.ndarray, width: int) -> np.ndarray:
     """Ambient occlusion in [1 - OCCLUSION, 1] from one short ray a sample, about straight off the face.
 
     The four samples of a pixel (at the usual supersample of 2) tilt differently; the box filter averages them.

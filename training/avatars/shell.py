@@ -120,5 +120,7 @@ def _smoother(faces: np.ndarray, count: int) -> sparse.csr_matrix:
     links = sparse.csr_matrix((np.ones(len(both), np.float32), (both[:, 0], both[:, 1])), (count, count))
     degree = np.maximum(np.asarray(links.sum(1)).ravel(), 1)
     alone = np.asarray(links.sum(1)).ravel() == 0
-    smoother = sparse.diags((0.5 / degree).astype(np.float32)) @ links + sparse.diags(np.where(alone, 1, 0.5).astype(np.float32))
+    smoother = sparse.diags((0.5 / degree).astype(np.float32)) @ links + sparse.diags(
+        np.where(alone, 1, 0.5).astype(np.float32)
+    )
     return sparse.csr_matrix(smoother, dtype=np.float32)

@@ -42,7 +42,9 @@ def shoes(garment: Garment, shape: Rest) -> list[Piece]:
 
 def _shoe(garment: Garment, shape: Rest, letter: str) -> Piece:
     ankle = shape.heads[anatomy().bones[f"foot.{letter}"]]
-    points = shape.vertices[anatomy().of_bones(f"foot.{letter}", f"toe") & (np.sign(anatomy().template[:, 0]) == np.sign(ankle[0]))]
+    points = shape.vertices[
+        anatomy().of_bones(f"foot.{letter}", "toe") & (np.sign(anatomy().template[:, 0]) == np.sign(ankle[0]))
+    ]
     toe = points[points[:, 1].argmin()]
     heel = points[points[:, 1].argmax()]
     along = normalized((toe - heel) * [1, 1, 0])

@@ -119,17 +119,22 @@ def _upper_and_pole(arm: Arm, side: int) -> tuple[np.ndarray, np.ndarray]:
 def _leg(leg: Leg, side: int, head: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rotations of thigh and shin, and the frame of the shin: canonical (down, knee forward) to the pose."""
     upper0, lower0 = head["lowerleg01"] - head["upperleg01"], head["foot"] - head["lowerleg01"]
-    upper = limb_direction(leg.forward, leg.out, side)
-    knee = about_x(-leg.forward) @ _about_z(side * leg.turn) @ FORWARD
-    knee = normalized(knee - upper * (knee @ upper))
-    flex = np.radians(leg.flex)
-    lower, lower_knee = np.cos(flex) * upper - np.sin(flex) * knee, np.cos(flex) * knee + np.sin(flex) * upper
+    upper, knee, lower, lower_knee = _leg_axes(leg, side)
     shin = _frame(lower, lower_knee)
     return (
         _frame(upper, knee) @ _frame(upper0, FORWARD).T,
         shin @ _frame(lower0, FORWARD).T,
         shin @ _frame(DOWN, FORWARD).T,
     )
+
+
+def _leg_axes(leg: Leg, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Unit directions of thigh and shin, each followed by where the knee points."""
+    upper = limb_direction(leg.forward, leg.out, side)
+    knee = about_x(-leg.forward) @ _about_z(side * leg.turn) @ FORWARD
+    knee = normalized(knee - upper * (knee @ upper))
+    flex = np.radians(leg.flex)
+    return upper, knee, np.cos(flex) * upper - np.sin(flex) * knee, np.cos(flex) * knee + np.sin(flex) * upper
 
 
 def _foot(leg: Leg, pose: Pose, shin: np.ndarray) -> tuple[str, np.ndarray]:
@@ -160,9 +165,9 @@ def _with_even_feet(anatomy: Anatomy, rest: Rest, pose: Pose) -> Pose:
 
 
 def _reach(leg: Leg, lengths: list[float]) -> float:
-    """How far below the hip the ankle is, the knee's turn neglected."""
-    thigh, shin = np.radians(leg.forward), np.radians(leg.forward - leg.flex)
-    return np.cos(np.radians(leg.out)) * (lengths[0] * np.cos(thigh) + lengths[1] * np.cos(shin))
+    """How far below the hip the ankle is, metres; the same on either side."""
+    upper, _, lower, _ = _leg_axes(leg, 1)
+    return -(lengths[0] * upper[2] + lengths[1] * lower[2])
 
 
 def _shortened(leg: Leg, lengths: list[float], reach: float) -> Leg:

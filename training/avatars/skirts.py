@@ -76,7 +76,12 @@ def hood(garment: Garment, shape: Rest) -> Piece:
     thick = (0.016 + 0.026 * np.clip(np.sin(bow), 0, 1)) * scale
     radius = 0.082 * scale + thick * np.cos(tube)
     rings = np.stack(
-        [radius * np.cos(bow), radius * np.sin(bow), thick * np.sin(tube) - 0.03 * np.abs(np.sin(bow)) * (bow < 0) + 0 * tube], -1
+        [
+            radius * np.cos(bow),
+            radius * np.sin(bow),
+            thick * np.sin(tube) - 0.03 * np.abs(np.sin(bow)) * (bow < 0) + 0 * tube,
+        ],
+        -1,
     )
     rings[..., 2] += 0.35 * np.clip(-rings[..., 1], 0, None) * -1
     return swept(centre + rings, {"spine01": 1.0}, cloth_color(garment) * 0.9, Part.UPPER)

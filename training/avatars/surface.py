@@ -67,7 +67,9 @@ class Surface:
         faces = self.faces[hits.triangles]
         a, b, c = (self._vertices[faces[:, corner]] for corner in range(3))
         flat = normalized(_cross(b - a, c - a))
-        smooth = np.where(self._smooth[hits.triangles, None], normalized(_mixed(self._normals, faces, hits.weights)), flat)
+        smooth = np.where(
+            self._smooth[hits.triangles, None], normalized(_mixed(self._normals, faces, hits.weights)), flat
+        )
         flat *= np.where(np.einsum("ri,ri->r", flat, directions) > 0, -1, 1).astype(np.float32)[:, None]
         # The two sides may disagree at silhouettes; the face decides.
         smooth *= np.where(np.einsum("ri,ri->r", smooth, flat) < 0, -1, 1).astype(np.float32)[:, None]
