@@ -21,10 +21,10 @@ demo: $(DEMO)/.installed ## one picture with the runtime alone (no PyTorch): dem
 	echo "$(CURDIR)/demo.png, $$(( ($$(date +%s%N) - start) / 1000000 )) ms from process start to file, without PyTorch"
 
 test: lint types ## lint, types and every test
-	$(BIN)/pytest
+	$(BIN)/pytest -ra
 
 check: lint types ## lint, types and the quick tests
-	$(BIN)/pytest -m "not slow"
+	$(BIN)/pytest -ra -m "not slow"
 
 lint: $(DEV)/.installed
 	$(BIN)/ruff check .

@@ -41,11 +41,13 @@ def backend(request: pytest.FixtureRequest) -> str:
 def results(bundle: Bundle) -> Iterator[list[dict]]:
     """Filled by the benchmarks; written once they have all run."""
     measured: list[dict] = []
+    load = os.getloadavg()[0]
     yield measured
     previous = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else []
     # Numbers of one table must come from one run: a selection of the benchmarks leaves the file alone.
     if {row["name"] for row in measured} >= {row["name"] for row in previous}:
-        document = {"environment": environment(bundle), "results": measured}
+        RESULTS.parent.mkdir(exist_ok=True)
+        document = {"environment": environment(bundle, load), "results": measured}
         RESULTS.write_text(json.dumps(document, indent=2) + "\n")
 
 
@@ -71,13 +73,13 @@ def recorded(benchmark, backend: str, results: list[dict]) -> Iterator[None]:
     )
 
 
-def environment(bundle: Bundle) -> dict:
-    """What the numbers depend on. The load says whether the machine had other work."""
+def environment(bundle: Bundle, load: float) -> dict:
+    """What the numbers depend on. The load before the first says whether the machine had other work."""
     packages = ["bolid-sdk", "numpy", *(entry.needs for entry in INSTALLED)]
     return {
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 2),
+        "load": round(load, 2),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in packages},
         "commit": commit(),

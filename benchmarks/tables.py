@@ -26,7 +26,13 @@ def latency(group: str) -> str:
 
 
 def cell(row: dict) -> str:
-    return f"**{row['median_ms']:.1f}** ({row['q1_ms']:.1f}–{row['q3_ms']:.1f})"
+    median, low, high = (precise(row[name]) for name in ("median_ms", "q1_ms", "q3_ms"))
+    return f"**{median}** ({low}–{high})"
+
+
+def precise(milliseconds: float) -> str:
+    """About three digits."""
+    return f"{milliseconds:.{0 if milliseconds >= 100 else 1 if milliseconds >= 10 else 2}f}"
 
 
 def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

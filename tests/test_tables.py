@@ -12,8 +12,8 @@ RESULTS = {
     "results": [
         {"group": "image", "name": "picture", "backend": "slow", "median_ms": 812.34, "q1_ms": 800, "q3_ms": 820},
         {"group": "graphs", "name": "denoiser", "backend": "slow", "median_ms": 90.0, "q1_ms": 89, "q3_ms": 91},
-        {"group": "image", "name": "picture", "backend": "fast", "median_ms": 401.0, "q1_ms": 400.5, "q3_ms": 402},
-        {"group": "image", "name": "cold", "backend": "fast", "median_ms": 900.0, "q1_ms": 899, "q3_ms": 901},
+        {"group": "image", "name": "picture", "backend": "fast", "median_ms": 40.1, "q1_ms": 40, "q3_ms": 41},
+        {"group": "image", "name": "cold", "backend": "fast", "median_ms": 9.0, "q1_ms": 8.99, "q3_ms": 9.01},
     ],
 }
 README = "before\n<!-- table: image -->\nold\n<!-- /table -->\nafter\n"
@@ -35,8 +35,8 @@ def test_a_table_shows_its_group_and_nothing_else_changes(tables):
         "<!-- table: image -->\n"
         "| milliseconds | slow | fast |\n"
         "| --- | ---: | ---: |\n"
-        "| picture | **812.3** (800.0–820.0) | **401.0** (400.5–402.0) |\n"
-        "| cold |  | **900.0** (899.0–901.0) |\n"
+        "| picture | **812** (800–820) | **40.1** (40.0–41.0) |\n"
+        "| cold |  | **9.00** (8.99–9.01) |\n"
         "\n"
         "Median (quartiles). A CPU, 2 cores; numpy 2.4.6; commit 012345678.\n"
         "<!-- /table -->\n"
