@@ -19,7 +19,15 @@ from bolid_sdk.identity import Identity, References, identify
 from bolid_sdk.images import FloatArray, from_signed, open_image
 from bolid_sdk.pose import Pose, detect_pose
 from bolid_sdk.prompt import check_prompt
-from bolid_sdk.request import REFERENCE, Options, PoseChoice, ResolvedOptions, read_pose, resolve_options
+from bolid_sdk.request import (
+    REFERENCE,
+    Options,
+    PoseChoice,
+    ResolvedOptions,
+    read_pose,
+    require_capability,
+    resolve_options,
+)
 from bolid_sdk.result import Result, Step, Timings
 from bolid_sdk.sampling import LoopState, NoiseSource, check_finite, denoise
 from bolid_sdk.schedule import SamplerTable
@@ -127,6 +135,7 @@ class Generator:
                 person.check(self.bundle)
         image_prompt = None if resolved.image_prompt is None else open_image(resolved.image_prompt)
         pose = REFERENCE if resolved.pose is REFERENCE else read_pose(resolved.pose)
+        require_capability(manifest, "pose_estimation", isinstance(pose, Image.Image))
         self._preload(requests, resolved, isinstance(pose, Image.Image))
         with timings.stage("identity"):
             people = self._people([person for person, _ in requests])

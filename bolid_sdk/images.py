@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ ImageSource: TypeAlias = str | os.PathLike[str] | Image.Image | NDArray[np.uint8
 FloatArray: TypeAlias = NDArray[np.float32]
 
 MAX_PIXELS = 64_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+"""Pillow reads many more, some of them through other programs: not for files from strangers."""
 PAD_COLOUR = (127, 127, 127)
 """Padding is mid-grey: about zero after normalisation, so a network sees it as nothing."""
 
@@ -60,10 +61,8 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
         return _decode(source, "the picture", max_pixels)
     path = Path(source)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return _decode(image, str(path), max_pixels)
+        with Image.open(path, formats=FORMATS) as image:
+            return _decode(image, str(path), max_pixels)
     except FileNotFoundError:
         raise ImageError(f"no such picture: {path}; expected the path of a PNG, JPEG or WebP file") from None
     except IsADirectoryError:
@@ -71,9 +70,14 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     except PermissionError:
         raise ImageError(f"{path} may not be read; check the file's permissions") from None
     except UnidentifiedImageError:
-        raise ImageError(f"{path} is not a picture Pillow can read; expected PNG, JPEG or WebP") from None
+        raise ImageError(f"{path} is not a picture; expected one of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"{path} claims far more than {max_pixels:,} pixels; scale it down first") from None
+        raise ImageError(f"{path} has far more than the {max_pixels:,} pixels that are read; scale it down") from None
+    except ImageError:
+        raise
+    # Pillow's parsers raise whatever a malformed file leads them to.
+    except Exception as error:
+        raise ImageError(f"{path} cannot be read ({error}); the file seems damaged, save it again") from error
 
 
 def letterbox(image: Image.Image, width: int, height: int) -> tuple[Image.Image, Letterbox]:
@@ -143,11 +147,8 @@ def _decode(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         )
     if pixels == 0:
         raise ImageError(f"{name} is empty ({image.width} x {image.height}); expected at least one pixel")
-    try:
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(f"{name} cannot be decoded ({error}); the file seems damaged, save it again") from error
+    image.load()
+    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -83,8 +83,8 @@ def resolve_options(options: Options, manifest: Manifest, count: int) -> Resolve
     layers = sizes.cross_attention_layers
     sampling = options.get("sampling") or Sampling()
     image_prompt, pose = options.get("image_prompt"), options.get("pose", REFERENCE)
-    _require_capability(manifest, "image_prompt", image_prompt is not None)
-    _require_capability(manifest, "pose", pose is not None and pose is not REFERENCE)
+    require_capability(manifest, "image_prompt", image_prompt is not None)
+    require_capability(manifest, "pose", pose is not None and pose is not REFERENCE)
     image_scale: Scale = 0.0 if image_prompt is None else options.get("image_scale", 1.0)
     return ResolvedOptions(
         image_prompt=image_prompt,
@@ -110,11 +110,12 @@ def read_pose(source: ImageSource | ArrayLike | Pose | None) -> Pose | Image.Ima
     return pose_from_array(cast(ArrayLike, source))
 
 
-def _require_capability(manifest: Manifest, capability: str, wanted: bool) -> None:
+def require_capability(manifest: Manifest, capability: str, wanted: bool) -> None:
+    """Raises InputError when something is wanted that the bundle's graphs cannot do."""
     if wanted and capability not in manifest.capabilities:
         raise InputError(
-            f"the bundle {manifest.name!r} cannot follow a {capability.replace('_', ' ')}; it can do: "
-            f"{', '.join(manifest.capabilities) or 'nothing beyond person and prompt'}"
+            f"the bundle {manifest.name!r} has no {capability.replace('_', ' ')}; beyond a person and a prompt it has: "
+            f"{', '.join(manifest.capabilities) or 'nothing'}"
         )
 
 

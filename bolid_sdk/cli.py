@@ -1,0 +1,206 @@
+"""The commands `bolid-infer` and `bolid-doctor`. What is heavy is imported when it is needed: start-up time counts."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bolid_sdk.errors import BolidError, InputError, OutputError
+
+if TYPE_CHECKING:
+    from bolid_sdk.generator import Generator
+    from bolid_sdk.result import Result
+
+EXAMPLES = """\b
+Examples:
+  bolid-infer anna.jpg "sitting on a red sofa" -o sofa.png
+  bolid-infer front.jpg "walking" --ref side.jpg --seed 7 -n 4
+  bolid-infer anna.jpg "on a beach" --image-prompt beach.jpg --pose dancer.jpg
+  bolid-infer anna.jpg "jumping" --pose none --steps 8 --guidance 2 --json
+"""
+SETTINGS = {"help_option_names": ["-h", "--help"]}
+
+
+@click.command(context_settings=SETTINGS, epilog=EXAMPLES)
+@click.argument("reference", type=click.Path(path_type=Path), metavar="REF")
+@click.argument("prompt", metavar="PROMPT")
+@click.option(
+    "--ref", "more", type=click.Path(path_type=Path), multiple=True, help="Another picture of the same person."
+)
+@click.option("--image-prompt", type=click.Path(path_type=Path), help="A picture whose scene and style are followed.")
+@click.option("--pose", help="A picture, a .json of 12 keypoints, or 'none'. [default: the reference's own pose]")
+@click.option("--identity-scale", type=float, default=1.0, show_default=True, help="Likeness; 0 ignores the person.")
+@click.option("--image-scale", type=float, default=1.0, show_default=True, help="Weight of the image prompt.")
+@click.option("--pose-scale", type=float, default=1.0, show_default=True, help="Weight of the pose.")
+@click.option("--steps", type=int, help="Sampling steps. [default: the bundle's]")
+@click.option(
+    "--guidance", type=float, help="How strictly the prompt is followed; 1 is fastest. [default: the bundle's]"
+)
+@click.option("--sampler", help="ddim, euler, dpm++2m or lcm. [default: the bundle's]")
+@click.option("--seed", type=int, help="Makes a picture repeatable; further pictures take seed + 1 … [default: random]")
+@click.option("-n", "count", type=int, default=1, show_default=True, help="How many pictures.")
+@click.option("--size", help="512 or 384x512 (width x height). [default: the bundle's]")
+@click.option("--bundle", type=click.Path(path_type=Path), help="A bundle's folder. [default: the embedded one]")
+@click.option("--backend", help="Library that runs the graphs. [default: the best that is installed and works]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option(
+    "-o",
+    "output",
+    type=click.Path(path_type=Path),
+    default=Path("bolid.png"),
+    show_default=True,
+    help="File or folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object about the pictures.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
+def infer(reference: Path, prompt: str, more: tuple[Path, ...], output: Path, as_json: bool, **given: Any) -> None:
+    """Make pictures of the person in REF that show PROMPT."""
+    with _failures_in_one_line():
+        _check_output(output, given["count"])
+        options = _options(given)
+        from bolid_sdk.generator import Generator
+
+        generator = Generator(given["bundle"], backend=given["backend"], device=given["device"])
+        quiet, names = given["quiet"] or as_json, _names(output, given["count"])
+        results = _pictures(generator, [reference, *more], prompt, given["count"], options, quiet)
+        written = [(result, result.save(path)) for result, path in zip(results, names, strict=True)]
+        _report(written, as_json, quiet)
+
+
+@click.command(context_settings=SETTINGS)
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(bundle: Path | None, as_json: bool) -> None:
+    """Check this installation and a BUNDLE (the embedded one by default): versions, backends, hashes, graphs."""
+    with _failures_in_one_line():
+        from bolid_sdk.doctor import diagnose
+
+        report = diagnose(bundle)
+        click.echo(json.dumps(report, indent=1) if as_json else "\n".join(_lines(report)))
+    if not report["ok"]:
+        raise SystemExit(2)
+
+
+@contextmanager
+def _failures_in_one_line() -> Iterator[None]:
+    # Pillow's own warning about large pictures, ahead of our error about them.
+    warnings.filterwarnings("ignore", message="Image size .* exceeds limit")
+    try:
+        yield
+    except BolidError as error:
+        click.echo(f"error: {' '.join(str(error).split())}", err=True)
+        raise SystemExit(error.exit_code) from None
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    from bolid_sdk.sampling import Sampling
+
+    width, height = _size(given["size"])
+    options = {name: given[name] for name in ("image_prompt", "identity_scale", "image_scale", "pose_scale")}
+    sampling = Sampling(steps=given["steps"], guidance=given["guidance"], sampler=given["sampler"])
+    pose = {} if given["pose"] is None else {"pose": _pose(given["pose"])}
+    return {**options, **pose, "seed": given["seed"], "sampling": sampling, "width": width, "height": height}
+
+
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    width, _, height = text.lower().partition("x")
+    try:
+        return int(width), int(height or width)
+    except ValueError:
+        raise InputError(f"--size {text!r} is unusable; expected 512 or 384x512 (width x height)") from None
+
+
+def _pose(text: str) -> Any:
+    if text.lower() == "none":
+        return None
+    path = Path(text)
+    if path.suffix.lower() != ".json":
+        return path
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--pose {text} cannot be read ({error}); expected a JSON list of 12 keypoints") from None
+
+
+def _check_output(output: Path, count: int) -> None:
+    """Found out before the work, not after it."""
+    if count < 1:
+        raise InputError(f"-n {count} is unusable; expected at least 1")
+    if output.suffix.lower() not in ("", ".png"):
+        raise InputError(f"-o {output} is no PNG; expected a name ending in .png, or a folder")
+    if not output.parent.is_dir():
+        raise OutputError(f"-o {output}: there is no folder {output.parent}; make it first or choose another")
+
+
+def _names(output: Path, count: int) -> list[Path]:
+    if output.is_dir():
+        output = output / "bolid.png"
+    if count == 1:
+        return [output.with_suffix(".png")]
+    return [output.with_name(f"{output.stem}-{index + 1}.png") for index in range(count)]
+
+
+def _pictures(
+    generator: Generator, references: list[Path], prompt: str, count: int, options: dict[str, Any], quiet: bool
+) -> Iterator[Result]:
+    """One after the other: each is saved when it is finished."""
+    seed = options.pop("seed")
+    person: Any = references
+    with _progress(quiet) as advance:
+        for index in range(count):
+            if index == 0 and count > 1:
+                person = generator.identify(references)
+            following = None if seed is None else seed + index
+            for step in generator.stream(person, prompt, seed=following, **options):
+                advance(step.total * count)
+            yield step.result()
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[int], None]]:
+    if quiet or not sys.stderr.isatty():
+        yield lambda total: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(unit="step", leave=False) as bar:
+
+        def advance(total: int) -> None:
+            bar.total = total
+            bar.update()
+
+        yield advance
+
+
+def _report(written: list[tuple[Result, Path]], as_json: bool, quiet: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"results": [{"path": str(path), **result.to_dict()} for result, path in written]}))
+    elif not quiet:
+        for result, path in written:
+            click.echo(f"{path} (seed {result.seed}, {sum(result.timings.values()):.2f} s, {result.backend})")
+    messages = dict.fromkeys(notice.message for result, _ in written for notice in result.warnings)
+    for message in messages if not quiet else ():
+        click.echo(f"warning: {message}", err=True)
+
+
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    yield "  ".join(f"{name} {version}" for name, version in report["versions"].items())
+    for backend in report["backends"]:
+        yield f"{'works ' if backend['works'] else 'absent'}  {backend['name']}: {backend['detail']}"
+    bundle = report["bundle"]
+    yield f"bundle  {bundle['path']} {bundle.get('name', '')} {bundle.get('digest', '')[:16]}"
+    for name, graph in bundle.get("graphs", {}).items():
+        golden = (
+            f", equals the stored outputs (cosine {graph['golden_cosine']:.6f})" if "golden_cosine" in graph else ""
+        )
+        yield f"  {name}: loads in {graph['load_seconds']} s{golden}"
+    yield f"error: {bundle['error']}" if "error" in bundle else f"all well: {bundle['hashes']}"

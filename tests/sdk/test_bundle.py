@@ -1,0 +1,146 @@
+"""Bundles: written whole, opened with checks, and never trusted."""
+
+import json
+import shutil
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bolid_sdk.bundle import Bundle, open_bundle, write_bundle
+from bolid_sdk.errors import BundleError, OutputError
+from bolid_sdk.manifest import Manifest
+
+
+@pytest.fixture
+def copy(tiny_bundle, tmp_path):
+    return shutil.copytree(tiny_bundle.path, tmp_path / "copy")
+
+
+def edit(folder, change):
+    path = folder / "manifest.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def test_what_is_written_is_read(tiny_bundle):
+    again = Bundle.open(tiny_bundle.path)
+    assert again == tiny_bundle
+    again.verify_hashes()
+    assert again.manifest.capabilities == ("pose_estimation", "pose", "image_prompt", "encode")
+    assert Manifest.from_dict(again.manifest.to_dict()) == again.manifest
+
+
+def test_an_existing_folder_is_kept_unless_asked(tiny_bundle, tiny_files, copy):
+    with pytest.raises(OutputError, match="exists already"):
+        write_bundle(copy, tiny_bundle.manifest, tiny_files)
+    (copy / "old").write_text("old")
+    assert write_bundle(copy, tiny_bundle.manifest, tiny_files, overwrite=True).digest == tiny_bundle.digest
+    assert not (copy / "old").exists()
+    assert [path.name for path in copy.parent.iterdir()] == ["copy"]
+
+
+def test_a_failed_write_leaves_nothing(tiny_bundle, tiny_files, tmp_path):
+    files = {name: path for name, path in tiny_files.items() if name != "denoiser.onnx"}
+    with pytest.raises(BundleError, match="not listed under files"):
+        write_bundle(tmp_path / "new", tiny_bundle.manifest, files)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(schema=99), "schema 99"),
+        (lambda m: m.pop("sizes"), "sizes"),
+        (lambda m: m.update(colour="red"), "colour"),
+        (lambda m: m["sizes"].update(context_width=32), "expected float32"),
+        (lambda m: m["sizes"].pop("image_size"), "image_size"),
+        (lambda m: m["graphs"].pop("denoiser"), "no graph 'denoiser'"),
+        (lambda m: m["graphs"].update(magic=m["graphs"]["denoiser"]), "unknown"),
+        (lambda m: m["graphs"]["denoiser"]["inputs"].pop(), "denoiser has the inputs"),
+        (lambda m: m["graphs"]["denoiser"]["inputs"][0].update(dtype="float16"), "float16"),
+        (lambda m: m["graphs"]["denoiser"]["inputs"][0].update(shape=[1, 4, 8, 8]), "expected float32"),
+        (lambda m: m["files"].pop("tokenizer.json"), "not listed"),
+        (lambda m: m["files"]["tokenizer.json"].update(bytes=1), "has .* bytes"),
+        (lambda m: m["files"].update({"absent.onnx": {"bytes": 1, "sha256": "0"}}), "missing"),
+        (lambda m: m["noise_schedule"].update(prediction_type="wish"), "prediction type"),
+        (lambda m: m["sampling"].update(steps=0), "steps=0"),
+        (lambda m: m.update(image_mean=[0.5]), "unusable"),
+        (lambda m: m.update(graphs=[]), "unusable"),
+    ],
+)
+def test_a_wrong_manifest_is_explained(copy, change, message):
+    edit(copy, change)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(copy)
+
+
+@pytest.mark.parametrize("name", ["/etc/hostname", "../outside", "a/../../outside", "..\\outside", "C:\\x", ""])
+def test_no_path_leaves_the_folder(copy, name):
+    edit(copy, lambda m: m["files"].update({name: {"bytes": 1, "sha256": "0"}}))
+    with pytest.raises(BundleError, match="inside it"):
+        Bundle.open(copy)
+
+
+def test_no_link_leaves_the_folder(copy, tmp_path):
+    outside = (copy / "denoiser.onnx").rename(tmp_path / "outside.onnx")
+    (copy / "denoiser.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="link out of"):
+        Bundle.open(copy)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_flipped_byte_is_found(tiny_bundle, tmp_path_factory, data):
+    name = data.draw(st.sampled_from(sorted(tiny_bundle.manifest.files)))
+    folder = shutil.copytree(tiny_bundle.path, tmp_path_factory.mktemp("flip") / "bundle")
+    content = bytearray((folder / name).read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    (folder / name).write_bytes(content)
+    with pytest.raises(BundleError, match="changed after export"):
+        Bundle.open(folder).verify_hashes()
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_truncated_manifest_is_an_explained_error(tiny_bundle, tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("cut")
+    content = (tiny_bundle.path / "manifest.json").read_bytes()
+    (folder / "manifest.json").write_bytes(content[: data.draw(st.integers(0, len(content) - 3))])
+    with pytest.raises(BundleError):
+        Bundle.open(folder)
+
+
+def test_other_folders_are_no_bundles(tmp_path):
+    with pytest.raises(BundleError, match="it has no manifest"):
+        Bundle.open(tmp_path)
+    (tmp_path / "manifest.json").write_text("[]")
+    with pytest.raises(BundleError, match="no JSON object"):
+        Bundle.open(tmp_path)
+
+
+def test_a_damaged_graph_is_named(tiny_bundle, make_bundle, tiny_files, tmp_path):
+    from bolid_sdk.backends import open_backend
+
+    for name, content in {"empty": b"", "noise": bytes(range(256))}.items():
+        (tmp_path / name).write_bytes(content)
+        bundle = make_bundle({**tiny_files, "vae_decoder.onnx": tmp_path / name})
+        entry = bundle.manifest.graphs["vae_decoder"]
+        with pytest.raises(BundleError, match="vae_decoder"):
+            open_backend().load(bundle.file(entry.file), entry.spec)
+
+
+def test_a_graph_of_another_signature_is_named(make_bundle, tiny_files):
+    from bolid_sdk.backends import open_backend
+
+    bundle = make_bundle({**tiny_files, "vae_decoder.onnx": tiny_files["vae_encoder.onnx"]})
+    entry = bundle.manifest.graphs["vae_decoder"]
+    with pytest.raises(BundleError, match="the manifest promises"):
+        open_backend().load(bundle.file(entry.file), entry.spec)
+
+
+def test_without_an_embedded_bundle_one_has_to_be_given(monkeypatch):
+    monkeypatch.setattr("bolid_sdk.bundle.default_bundle_path", lambda: None)
+    with pytest.raises(BundleError, match="pass the folder"):
+        open_bundle()

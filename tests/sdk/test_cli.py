@@ -1,0 +1,170 @@
+"""The command lines: what they print, where, and with which exit code."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from bolid_sdk.cli import doctor, infer
+
+
+@pytest.fixture
+def run(tiny_bundle, reference, tmp_path):
+    """Runs `bolid-infer` on the tiny bundle; the picture goes to out.png."""
+
+    def invoke(*arguments, ref=reference, prompt="walking", bundle=tiny_bundle.path, output=tmp_path / "out.png"):
+        options = ["--bundle", bundle, "-o", output, *arguments]
+        return CliRunner().invoke(infer, [str(value) for value in (ref, prompt, *options)])
+
+    return invoke
+
+
+def test_a_picture_is_written_and_told(run, tmp_path):
+    outcome = run("--seed", 3)
+    assert outcome.exit_code == 0, outcome.stderr
+    assert outcome.stdout.startswith(f"{tmp_path / 'out.png'} (seed 3, ")
+    assert Image.open(tmp_path / "out.png").size == (64, 64)
+
+
+def test_json_is_one_object(run, tmp_path):
+    outcome = run("--json", "--seed", 5, "-n", 3, "--size", "96x64", "--steps", 2)
+    results = json.loads(outcome.stdout)["results"]
+    assert [result["seed"] for result in results] == [5, 6, 7]
+    assert [result["path"] for result in results] == [str(tmp_path / f"out-{i}.png") for i in (1, 2, 3)]
+    assert {(result["width"], result["height"]) for result in results} == {(96, 64)}
+    assert all(result["sampling"]["steps"] == 2 for result in results)
+
+
+def test_many_pictures_equal_single_ones(run, tmp_path):
+    run("--seed", 5, "-n", 2, output=tmp_path / "many.png")
+    run("--seed", 6, output=tmp_path / "one.png")
+    np.testing.assert_array_equal(Image.open(tmp_path / "many-2.png"), Image.open(tmp_path / "one.png"))
+
+
+def test_all_options_together(run, reference, tmp_path, standing):
+    keypoints = tmp_path / "pose.json"
+    keypoints.write_text(json.dumps(standing.tolist()))
+    for pose in (keypoints, reference, "none"):
+        scales = ("--identity-scale", 0.8, "--image-scale", 0.5, "--pose-scale", 0.7, "--image-prompt", reference)
+        sampling = ("--guidance", 1, "--sampler", "lcm", "--backend", "onnxruntime", "--device", "cpu")
+        outcome = run("--ref", reference, "--pose", pose, *scales, *sampling, "-q")
+        assert (outcome.exit_code, outcome.output) == (0, "")
+
+
+def test_a_warning_is_printed_once(run):
+    outcome = run("-n", 2, prompt="walking " * 100)
+    assert outcome.stderr.count("longer than 77 tokens") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "message"),
+    [
+        ((), {"ref": "nowhere.jpg"}, "no such picture: nowhere.jpg"),
+        ((), {"ref": __file__}, "is not a picture"),
+        ((), {"prompt": " "}, "the prompt is empty"),
+        ((), {"bundle": "nowhere"}, "no such bundle: nowhere"),
+        ((), {"output": "nowhere/out.png"}, "there is no folder nowhere"),
+        ((), {"output": "out.jpg"}, "no PNG"),
+        (("--pose", "nowhere.json"), {}, "cannot be read"),
+        (("--pose", "nowhere.png"), {}, "no such picture"),
+        (("--identity-scale", "nan"), {}, "not finite"),
+        (("--steps", "0"), {}, "steps=0"),
+        (("--guidance", "-2"), {}, "guidance=-2"),
+        (("--sampler", "best"), {}, "ddim, euler"),
+        (("--seed", "-1"), {}, "seed=-1"),
+        (("-n", "0"), {}, "-n 0"),
+        (("--size", "big"), {}, "384x512"),
+        (("--size", "100"), {}, "multiples of 32"),
+        (("--backend", "tensorflow"), {}, "unknown backend"),
+        (("--device", "cuda"), {}, "no CUDA"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(run, arguments, changes, message):
+    outcome = run(*arguments, **changes)
+    assert outcome.exit_code == 2
+    assert outcome.stdout == ""
+    assert outcome.stderr.startswith("error: ")
+    assert outcome.stderr.count("\n") == 1
+    assert message in outcome.stderr
+
+
+def test_a_failed_run_leaves_the_old_picture(run, tmp_path):
+    (tmp_path / "out.png").write_bytes(b"precious")
+    assert run("--steps", 0).exit_code == 2
+    assert (tmp_path / "out.png").read_bytes() == b"precious"
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_help_teaches():
+    text = CliRunner().invoke(infer, ["--help"]).stdout
+    assert text.count("bolid-infer ") >= 4
+    assert "0 ignores the person" in text
+
+
+def test_doctor_on_a_whole_bundle(tiny_bundle):
+    outcome = CliRunner().invoke(doctor, [str(tiny_bundle.path)])
+    assert outcome.exit_code == 0
+    assert "all well" in outcome.stdout
+    report = json.loads(CliRunner().invoke(doctor, [str(tiny_bundle.path), "--json"]).stdout)
+    assert report["ok"]
+    assert set(report["bundle"]["graphs"]) == set(tiny_bundle.manifest.graphs)
+
+
+def test_doctor_compares_stored_outputs(make_bundle, tiny_files, tmp_path):
+    ids = np.ones((1, 77), np.int64)
+    for name, factor, code in (("true", 1.0, 0), ("false", -1.0, 2)):
+        states = factor * np.repeat(_text_row(tiny_files), 77, axis=0)[None]
+        golden = tmp_path / f"{name}.npz"
+        np.savez(golden, **{"text_encoder/inputs/input_ids": ids, "text_encoder/outputs/encoder_hidden_states": states})
+        bundle = make_bundle({**tiny_files, "golden.npz": golden}, golden="golden.npz")
+        outcome = CliRunner().invoke(doctor, [str(bundle.path)])
+        assert outcome.exit_code == code, outcome.output
+
+
+def _text_row(files):
+    import onnx
+    from onnx import numpy_helper
+
+    return numpy_helper.to_array(onnx.load(files["text_encoder.onnx"]).graph.initializer[0])[1:2]
+
+
+def test_doctor_finds_tampering(make_bundle):
+    bundle = make_bundle()
+    path = bundle.path / "denoiser.onnx"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    outcome = CliRunner().invoke(doctor, [str(bundle.path)])
+    assert outcome.exit_code == 2
+    assert "changed after export" in outcome.stdout
+
+
+def test_a_process_makes_a_picture(tiny_bundle, reference, tmp_path):
+    script = "import sys; from bolid_sdk.cli import infer; infer()"
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        reference,
+        "walking",
+        "--bundle",
+        tiny_bundle.path,
+        "-o",
+        tmp_path / "a.png",
+    ]
+    outcome = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stderr == ""
+    assert (tmp_path / "a.png").exists()
+
+
+def test_help_does_not_load_the_runtime():
+    script = (
+        "import sys\nfrom bolid_sdk import cli\nprint({'numpy', 'onnxruntime', 'PIL', 'tokenizers'} & set(sys.modules))"
+    )
+    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert outcome.stdout.strip() == "set()"
