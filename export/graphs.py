@@ -105,10 +105,11 @@ class Denoiser(Graph):
         encoder_hidden_states: Tensor,
         **conditioning: Tensor,
     ) -> tuple[Tensor, ...]:
+        # sizes by `shape`: `len` would make them constants of the trace
         k = coefficients
-        branches = branch_index(len(encoder_hidden_states), len(sample))
+        branches = branch_index(encoder_hidden_states.shape[0], sample.shape[0])
         output = self.predict((k[0] * sample)[branches], branches, timestep, encoder_hidden_states, **conditioning)
-        e = guide(output.float(), guidance, len(sample))
+        e = guide(output.float(), guidance, sample.shape[0])
         x0 = k[1] * sample + k[2] * e
         return k[3] * sample + k[4] * e + k[5] * previous_x0 + k[6] * noise, x0
 
@@ -136,7 +137,7 @@ def branch_index(guided_batch: int, batch: int) -> Tensor:
 def guide(output: Tensor, guidance: Tensor, batch: int) -> Tensor:
     """First branch + guidance * (last branch - first branch), [B, ...]; the identity when there is one branch."""
     index = torch.arange(batch)
-    first, last = output[index], output[index + (len(output) - batch)]
+    first, last = output[index], output[index + (output.shape[0] - batch)]
     return first + guidance * (last - first)
 
 

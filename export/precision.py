@@ -85,13 +85,13 @@ def lower(graph: Graph, precision: Precision, islands: Iterable[Island] = ()) ->
         return graph
     lowered = copy.deepcopy(graph).half()
     for island in islands:
-        _raise_island(lowered.get_submodule(island.module))
+        _raise_island(lowered.get_submodule(island.module), graph.get_submodule(island.module))
     return lowered
 
 
-def _raise_island(module: nn.Module) -> None:
-    """float32 inside; the caller sees the dtype it passed in."""
-    module.float()
+def _raise_island(module: nn.Module, original: nn.Module) -> None:
+    """float32 inside, with the weights as they were; the caller sees the dtype it passed in."""
+    module.float().load_state_dict(original.state_dict())
     dtypes: list[torch.dtype] = []
 
     def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:

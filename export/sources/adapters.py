@@ -46,7 +46,9 @@ def adapter_kind(path: Path) -> str:
         raise InputError(f"{path} is not a pose guider: expected a diffusers T2IAdapter folder with config.json")
     keys = _keys(path)
     if not any(key.startswith("image_proj.") for key in keys):
-        raise InputError(f"{path} is not an adapter: expected the keys image_proj.* and ip_adapter.* of IP-Adapter-Plus")
+        raise InputError(
+            f"{path} is not an adapter: expected the keys image_proj.* and ip_adapter.* of IP-Adapter-Plus"
+        )
     return IDENTITY if "body.part_embedding" in keys else IMAGE_PROMPT
 
 

@@ -1,0 +1,131 @@
+"""Files and manifest of a bundle."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from bolid_sdk.contracts import GraphSpec, Sizes
+from bolid_sdk.manifest import GraphEntry, Manifest, TokenizerEntry
+from bolid_sdk.sampling import ResolvedSampling
+from bolid_sdk.schedule import NoiseSchedule
+from bolid_training.model.checkpoint import Checkpoint
+
+from bolid_export.sources import Source
+from bolid_export.torch_engine import Record
+
+TOOLS = ("bolid-sdk", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
+GOLDEN, TOKENIZER, REPORT = "golden.npz", "tokenizer.json", "report.md"
+
+# A protobuf ends at 2 GB; far below that, one file a graph is simpler to copy and to hash.
+EXTERNAL_DATA_BYTES = 1 << 30
+
+STEPS, GUIDANCE = 20, 3.0
+
+
+def noise_schedule(checkpoint: Checkpoint) -> NoiseSchedule:
+    """The forward process of the checkpoint's scheduler. Raises InputError for a schedule the runtime lacks."""
+    config = checkpoint.scheduler.config
+    trained = config.get("trained_betas")
+    return NoiseSchedule(
+        prediction_type=config.prediction_type,
+        num_train_timesteps=config.num_train_timesteps,
+        beta_schedule="trained" if trained is not None else config.beta_schedule,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        trained_betas=None if trained is None else tuple(float(beta) for beta in trained),
+        rescale_betas_zero_snr=config.get("rescale_betas_zero_snr", False),
+        set_alpha_to_one=config.get("set_alpha_to_one", True),
+        steps_offset=config.get("steps_offset", 0),
+    )
+
+
+def default_sampling(checkpoint: Checkpoint) -> ResolvedSampling:
+    """DDIM as the checkpoint's scheduler spaces it: also what the loop is verified with."""
+    spacing = checkpoint.scheduler.config.timestep_spacing
+    return ResolvedSampling(steps=STEPS, guidance=GUIDANCE, sampler="ddim", spacing=spacing)
+
+
+def save_graph(model: onnx.ModelProto, folder: Path) -> Path:
+    """Writes `<graph>.onnx`, above 1 GiB with its tensors in `<graph>.onnx.data`."""
+    file = folder / f"{model.graph.name}.onnx"
+    external = model.ByteSize() > EXTERNAL_DATA_BYTES
+    onnx.save(model, file, save_as_external_data=external, location=f"{file.name}.data")
+    return file
+
+
+def save_golden(records: Mapping[str, list[Record]], file: Path) -> Path:
+    """The last recorded run of each graph, from PyTorch: bolid-doctor repeats it without."""
+    arrays = {}
+    for graph, runs in records.items():
+        for kind, tensors in (("inputs", runs[-1].inputs), ("outputs", runs[-1].outputs)):
+            arrays |= {f"{graph}/{kind}/{name}": array for name, array in tensors.items()}
+    np.savez_compressed(file, **arrays)
+    return file
+
+
+def save_tokenizer(checkpoint: Checkpoint, file: Path) -> Path:
+    """The tokenizer as tokenizers reads it, without padding and truncation: those are the runtime's."""
+    content = json.loads(checkpoint.tokenizer.backend_tokenizer.to_str())
+    file.write_text(json.dumps({**content, "padding": None, "truncation": None}, ensure_ascii=False), encoding="utf-8")
+    return file
+
+
+def build_manifest(
+    source: Source,
+    sizes: Sizes,
+    specs: Mapping[str, GraphSpec],
+    files: Mapping[str, Path],
+    *,
+    precision: str,
+    licence: str,
+    verification: Mapping[str, Any],
+) -> Manifest:
+    """Everything but the hashes, which `bolid_sdk.bundle.write_bundle` adds."""
+    checkpoint = source.checkpoint
+    extractor, vae = checkpoint.feature_extractor, checkpoint.vae.config
+    return Manifest(
+        name=source.name,
+        family="stable-diffusion",
+        precision=precision,
+        licence=licence,
+        sizes=sizes,
+        noise_schedule=noise_schedule(checkpoint),
+        sampling=default_sampling(checkpoint),
+        graphs={name: _graph_entry(spec, files) for name, spec in specs.items()},
+        tokenizer=TokenizerEntry(file=TOKENIZER, pad_id=checkpoint.tokenizer.pad_token_id),
+        image_mean=tuple(extractor.image_mean),
+        image_std=tuple(extractor.image_std),
+        latent={"scaling_factor": vae.scaling_factor, "shift_factor": vae.get("shift_factor") or 0.0},
+        golden=GOLDEN,
+        sources={"checkpoint": source.name, "files": source.hashes},
+        tools=tool_versions(),
+        verification=verification,
+    )
+
+
+def bundle_files(folder: Path) -> dict[str, Path]:
+    """Every file of a staging folder by its name in the bundle."""
+    return {file.name: file for file in sorted(folder.iterdir())}
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what made the bundle."""
+    return {name: _version(name) for name in TOOLS}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _graph_entry(spec: GraphSpec, files: Mapping[str, Path]) -> GraphEntry:
+    data = tuple(name for name in files if name == f"{spec.name}.onnx.data")
+    return GraphEntry(file=f"{spec.name}.onnx", data=data, spec=spec)

@@ -1,0 +1,151 @@
+"""The stages of an export, in order: open, calibrate, trace, verify, package."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from bolid_sdk.bundle import Bundle, write_bundle
+from bolid_sdk.contracts import Sizes, graph_specs
+
+from bolid_export.calibrate import Calibration, calibrate, spread
+from bolid_export.compact import store_compactly
+from bolid_export.graphs import Graph, bind_graphs
+from bolid_export.package import (
+    GOLDEN,
+    REPORT,
+    TOKENIZER,
+    build_manifest,
+    bundle_files,
+    default_sampling,
+    noise_schedule,
+    save_golden,
+    save_graph,
+    save_tokenizer,
+)
+from bolid_export.precision import Island, Precision, find_islands, lower
+from bolid_export.report import report
+from bolid_export.sources import Source, model_sizes
+from bolid_export.to_onnx import to_onnx
+from bolid_export.torch_engine import Record
+from bolid_export.verify import LIMITS, OutputCheck, check_graph, check_loop, load_engines, require_passed, verification
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What to make and where."""
+
+    folder: Path
+    precision: Precision
+    licence: str
+    overwrite: bool = False
+
+
+def stage_count(sizes: Sizes) -> int:
+    """How often `export_bundle` calls its `progress`."""
+    return 2 * len(graph_specs(sizes)) + 3
+
+
+def export_bundle(source: Source, target: Target, progress: Progress = lambda stage: None) -> Bundle:
+    """Writes a verified bundle; `progress` is told each stage's name before it starts.
+
+    Raises VerificationError when a gate fails, OutputError when the folder exists or cannot be written. Either way
+    nothing is left behind.
+    """
+    sizes = model_sizes(source.checkpoint)
+    graphs = bind_graphs(source.checkpoint, sizes)
+    calibration = _calibrate(source, graphs, sizes, progress)
+    with tempfile.TemporaryDirectory(prefix="bolid-export-") as name:
+        folder = Path(name)
+        islands = [
+            island
+            for graph in graphs.values()
+            for island in _trace(graph, calibration.records[graph.spec.name], target.precision, sizes, folder, progress)
+        ]
+        checked = _verify(source, graphs, calibration, target.precision, folder, progress)
+        progress("packaging")
+        return _package(
+            source, graphs, calibration, target, folder, {**checked, "islands": [asdict(i) for i in islands]}
+        )
+
+
+def _calibrate(source: Source, graphs: Mapping[str, Graph], sizes: Sizes, progress: Progress) -> Calibration:
+    progress("making reference pictures in PyTorch")
+    sampling = default_sampling(source.checkpoint)
+    table = sampling.table(noise_schedule(source.checkpoint))
+    return calibrate(source.checkpoint, graphs, sizes, table, sampling.guidance)
+
+
+def _trace(
+    graph: Graph, records: list[Record], precision: Precision, sizes: Sizes, folder: Path, progress: Progress
+) -> list[Island]:
+    """Writes one graph and returns its float32 islands."""
+    progress(f"tracing {graph.spec.name}")
+    islands = find_islands(graph, _tensors(graph, records)) if precision == "fp16" else []
+    model = to_onnx(lower(graph, precision, islands), size_step=sizes.size_step, vae_factor=sizes.vae_factor)
+    if precision == "fp16":
+        store_compactly(model)
+    save_graph(model, folder)
+    return islands
+
+
+def _tensors(graph: Graph, records: list[Record]) -> list[tuple[torch.Tensor, ...]]:
+    names = graph.spec.input_names
+    return [tuple(torch.from_numpy(record.inputs[name]) for name in names) for record in spread(records, 8)]
+
+
+def _verify(
+    source: Source,
+    graphs: Mapping[str, Graph],
+    calibration: Calibration,
+    precision: Precision,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    limits, checkpoint = LIMITS[precision], source.checkpoint
+    files = {name: folder / f"{name}.onnx" for name in graphs}
+    engines = load_engines(files, {name: graph.spec for name, graph in graphs.items()})
+    checks: list[OutputCheck] = []
+    for name, graph in graphs.items():
+        progress(f"verifying {name}")
+        checks += check_graph(graph.spec, engines[name], calibration.records[name], limits)
+    require_passed(checks)
+    progress("verifying the whole loop")
+    loop = check_loop(
+        checkpoint,
+        engines,
+        graphs,
+        calibration.scenes,
+        noise_schedule(checkpoint),
+        default_sampling(checkpoint),
+        limits,
+    )
+    require_passed(checks, loop)
+    return verification(checks, loop, limits)
+
+
+def _package(
+    source: Source,
+    graphs: Mapping[str, Graph],
+    calibration: Calibration,
+    target: Target,
+    folder: Path,
+    checked: Mapping[str, Any],
+) -> Bundle:
+    specs = {name: graph.spec for name, graph in graphs.items()}
+    weights = {name: sum(file.stat().st_size for file in folder.glob(f"{name}.onnx*")) for name in specs}
+    save_golden(calibration.records, folder / GOLDEN)
+    save_tokenizer(source.checkpoint, folder / TOKENIZER)
+    (folder / REPORT).write_text(report(source.name, target.precision, checked, weights), encoding="utf-8")
+    files = bundle_files(folder)
+    sizes = model_sizes(source.checkpoint)
+    manifest = build_manifest(
+        source, sizes, specs, files, precision=target.precision, licence=target.licence, verification=checked
+    )
+    return write_bundle(target.folder, manifest, files, overwrite=target.overwrite)

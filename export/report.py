@@ -1,0 +1,50 @@
+"""The verification as a person reads it: in the terminal, and as report.md in the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def report(name: str, precision: str, verification: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
+    """Markdown. `verification` as in the manifest; `sizes`: bytes of each graph."""
+    loop, limits = verification["loop"], verification["limits"]
+    return "\n".join(
+        [
+            f"# {name}, {precision}",
+            "",
+            f"{loop['steps']} steps with guidance, identity, image prompt and pose, against diffusers at equal noise "
+            f"(worst of {loop['pictures']} pictures): **PSNR {loop['psnr']:.1f} dB** (at least {limits['psnr']:.0f}), "
+            f"**SSIM {loop['ssim']:.4f}** (at least {limits['ssim']}).",
+            "",
+            *_table(
+                ("graph", "MB", "output", "cosine", "max error", "relative"),
+                [_row(check, sizes) for check in verification["graphs"]],
+            ),
+            "",
+            f"Each graph ran on inputs recorded from PyTorch; accepted are cosine >= {limits['cosine']} and errors "
+            f"of at most {limits['relative_error']} of the largest value.",
+            "",
+            *_islands(verification.get("islands", [])),
+        ]
+    )
+
+
+def _row(check: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[str, ...]:
+    numbers = (f"{check['cosine']:.6f}", f"{check['max_error']:.2e}", f"{check['relative_error']:.2e}")
+    return check["graph"], f"{sizes[check['graph']] / 1e6:.1f}", check["output"], *numbers
+
+
+def _islands(islands: Sequence[Mapping[str, str]]) -> list[str]:
+    if not islands:
+        return ["No float32 islands.", ""]
+    rows = [(island["graph"], island["module"], island["reason"]) for island in islands]
+    return ["Modules that stay float32:", "", *_table(("graph", "module", "reason"), rows), ""]
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [header, ["-" * width for width in widths], *rows]
+    return [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]

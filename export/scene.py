@@ -1,0 +1,80 @@
+"""One picture's worth of inputs, and the path from them to pixels over any engines (PyTorch's or exported ones)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from bolid_sdk.backends import Engine
+from bolid_sdk.contracts import Sizes
+from bolid_sdk.sampling import NoiseSource, denoise
+from bolid_sdk.schedule import SamplerTable
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What the graphs read for one guided picture.
+
+    `input_ids` int64 [2, 77] (empty prompt, prompt); `crops` [V, 3, S, S] and `parts` int64 [V]; `image_prompt`
+    [3, S, S]; `skeleton` [3, H, W] in [0, 1]; the two scales are broadcast over the layers.
+    """
+
+    input_ids: NDArray[np.int64]
+    crops: FloatArray
+    parts: NDArray[np.int64]
+    image_prompt: FloatArray
+    skeleton: FloatArray
+    identity_scale: float
+    image_scale: float
+    seed: int
+
+
+def condition(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> dict[str, FloatArray]:
+    """The denoiser's conditioning for two branches, unconditional first (its tokens are those of a black picture)."""
+    blank = np.zeros_like(scene.image_prompt)
+    patches = _run(engines, "image_encoder", pixels=np.stack([blank, scene.image_prompt, *scene.crops]))
+    views = np.stack([np.broadcast_to(patches[0], patches[2:].shape), patches[2:]])
+    layers = sizes.cross_attention_layers
+    return {
+        "encoder_hidden_states": _run(engines, "text_encoder", input_ids=scene.input_ids),
+        "identity_tokens": _run(engines, "identity_encoder", patch_tokens=views, parts=np.stack([scene.parts] * 2)),
+        "image_tokens": _run(engines, "image_projector", patch_tokens=patches[:2]),
+        "identity_scale": np.full(layers, scene.identity_scale, np.float32),
+        "image_scale": np.full(layers, scene.image_scale, np.float32),
+        **engines["pose_guider"].run({"skeleton": scene.skeleton[None]}),
+    }
+
+
+def sample(
+    engines: Mapping[str, Engine],
+    conditioning: Mapping[str, FloatArray],
+    table: SamplerTable,
+    guidance: float,
+    noise: NoiseSource,
+) -> FloatArray:
+    """Latents [1, c, h, w] after the runtime's loop."""
+    last = deque(denoise(engines["denoiser"], table, guidance, conditioning, noise), maxlen=1)
+    return last[0].sample.numpy()
+
+
+def noise_source(scene: Scene, sizes: Sizes) -> NoiseSource:
+    """The scene's noise at the size of its skeleton."""
+    height, width = (side // sizes.vae_factor for side in scene.skeleton.shape[-2:])
+    return NoiseSource(seeds=[scene.seed], shape=(sizes.latent_channels, height, width))
+
+
+def decode(engines: Mapping[str, Engine], latents: FloatArray) -> FloatArray:
+    """Pixels [B, 3, H, W], about [-1, 1]."""
+    return _run(engines, "vae_decoder", latents=latents)
+
+
+def _run(engines: Mapping[str, Engine], graph: str, **inputs: Any) -> FloatArray:
+    """The only output of a graph."""
+    (output,) = engines[graph].run({name: np.ascontiguousarray(array) for name, array in inputs.items()}).values()
+    return output

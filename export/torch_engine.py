@@ -1,0 +1,55 @@
+"""PyTorch behind the runtime's Engine protocol: what the exported graphs are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bolid_export.graphs import Graph
+
+Arrays: TypeAlias = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of a graph: its inputs and what PyTorch answered."""
+
+    inputs: Arrays
+    outputs: Arrays
+
+
+@dataclass
+class TorchEngine:
+    """A float32 Graph that keeps a record of every run."""
+
+    graph: Graph
+    records: list[Record] = field(default_factory=list)
+
+    @torch.no_grad()
+    def run(self, inputs: Mapping[str, Any]) -> Arrays:
+        spec = self.graph.spec
+        arrays = {name: np.asarray(inputs[name]) for name in spec.input_names}
+        outputs = self.graph(*(torch.from_numpy(array) for array in arrays.values()))
+        record = Record(arrays, dict(zip(spec.output_names, (tensor.numpy() for tensor in outputs), strict=True)))
+        self.records.append(record)
+        return record.outputs
+
+    def bind(self, constants: Mapping[str, Any]) -> TorchLoop:
+        return TorchLoop(self, constants)
+
+
+@dataclass(frozen=True)
+class TorchLoop:
+    """The runtime's Loop protocol; torch tensors have the shape and numpy() that it asks of a tensor."""
+
+    engine: TorchEngine
+    constants: Mapping[str, Any]
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        outputs = self.engine.run({**self.constants, **inputs})
+        return {name: torch.from_numpy(array) for name, array in outputs.items()}
