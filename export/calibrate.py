@@ -7,18 +7,18 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from bolid_sdk.contracts import PARTS, Sizes
-from bolid_sdk.identity import part_boxes
-from bolid_sdk.images import crop_resize, from_signed, normalise, to_signed
-from bolid_sdk.pose import draw_skeleton
-from bolid_sdk.schedule import SamplerTable
-from bolid_training.model.checkpoint import Checkpoint
 from numpy.typing import NDArray
 from PIL import Image
 
 from bolid_export.graphs import Graph
 from bolid_export.scene import Scene, condition, decode, noise_source, sample
 from bolid_export.torch_engine import Record, TorchEngine
+from bolid_sdk.contracts import PARTS, Sizes
+from bolid_sdk.identity import part_boxes
+from bolid_sdk.images import crop_resize, from_signed, normalise, to_signed
+from bolid_sdk.pose import draw_skeleton
+from bolid_sdk.schedule import SamplerTable
+from bolid_training.model.checkpoint import Checkpoint
 
 PROMPTS = ("a person standing in a park, red shirt, blue trousers", "a person sitting on a red sofa")
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from bolid_sdk.errors import BolidError, InputError, OutputError
 from tqdm import tqdm
+
+from bolid_sdk.errors import BolidError, InputError, OutputError
 
 if TYPE_CHECKING:
     from bolid_export.sources import Source
@@ -84,7 +85,7 @@ def _run(
 
 
 def default_output(model: Path | None, precision: str) -> Path:
-    """`engines/avatar` (fp16: the embedded bundle), else `engines/NAME-PRECISION`; in the repository when run from one."""
+    """`engines/avatar` (fp16: the embedded bundle), else `engines/NAME-PRECISION`; in the repository if there is one."""
     name = model.resolve().name if model else "avatar"
     embedded = model is None and precision == "fp16"
     repository = Path(__file__).resolve().parents[1]

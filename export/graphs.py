@@ -7,10 +7,11 @@ network to float16 leaves what is written in this file, the sampler's update abo
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
+
 from bolid_sdk.contracts import GraphSpec, Sizes, graph_specs
 from bolid_training.model.checkpoint import Checkpoint
 from bolid_training.model.pose_estimator import decode_heatmaps
-from torch import Tensor, nn
 
 
 class Graph(nn.Module):

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+
+from bolid_export.sources import Source
+from bolid_export.torch_engine import Record
 from bolid_sdk.contracts import GraphSpec, Sizes
 from bolid_sdk.manifest import GraphEntry, Manifest, TokenizerEntry
 from bolid_sdk.sampling import ResolvedSampling
 from bolid_sdk.schedule import NoiseSchedule
 from bolid_training.model.checkpoint import Checkpoint
-
-from bolid_export.sources import Source
-from bolid_export.torch_engine import Record
 
 TOOLS = ("bolid-sdk", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
 GOLDEN, TOKENIZER, REPORT = "golden.npz", "tokenizer.json", "report.md"

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bolid_sdk.bundle import Bundle, write_bundle
-from bolid_sdk.contracts import Sizes, graph_specs
 
 from bolid_export.calibrate import Calibration, calibrate, spread
 from bolid_export.compact import store_compactly
@@ -33,6 +31,8 @@ from bolid_export.sources import Source, model_sizes
 from bolid_export.to_onnx import to_onnx
 from bolid_export.torch_engine import Record
 from bolid_export.verify import LIMITS, OutputCheck, check_graph, check_loop, load_engines, require_passed, verification
+from bolid_sdk.bundle import Bundle, write_bundle
+from bolid_sdk.contracts import Sizes, graph_specs
 
 Progress = Callable[[str], None]
 

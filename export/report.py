@@ -8,25 +8,34 @@ from typing import Any
 
 def report(name: str, precision: str, verification: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
     """Markdown. `verification` as in the manifest; `sizes`: bytes of each graph."""
-    loop, limits = verification["loop"], verification["limits"]
+    rows = [_row(check, sizes) for check in verification["graphs"]]
     return "\n".join(
         [
             f"# {name}, {precision}",
             "",
-            f"{loop['steps']} steps with guidance, identity, image prompt and pose, against diffusers at equal noise "
-            f"(worst of {loop['pictures']} pictures): **PSNR {loop['psnr']:.1f} dB** (at least {limits['psnr']:.0f}), "
-            f"**SSIM {loop['ssim']:.4f}** (at least {limits['ssim']}).",
+            _loop(verification["loop"], verification["limits"]),
             "",
-            *_table(
-                ("graph", "MB", "output", "cosine", "max error", "relative"),
-                [_row(check, sizes) for check in verification["graphs"]],
-            ),
+            *_table(("graph", "MB", "output", "cosine", "max error", "relative"), rows),
             "",
-            f"Each graph ran on inputs recorded from PyTorch; accepted are cosine >= {limits['cosine']} and errors "
-            f"of at most {limits['relative_error']} of the largest value.",
+            _accepted(verification["limits"]),
             "",
             *_islands(verification.get("islands", [])),
         ]
+    )
+
+
+def _loop(loop: Mapping[str, Any], limits: Mapping[str, float]) -> str:
+    return (
+        f"{loop['steps']} steps with guidance, identity, image prompt and pose, against diffusers at equal noise, worst "
+        f"of {loop['pictures']} pictures: **PSNR {loop['psnr']:.1f} dB** (at least {limits['psnr']:.0f}), "
+        f"**SSIM {loop['ssim']:.4f}** (at least {limits['ssim']})."
+    )
+
+
+def _accepted(limits: Mapping[str, float]) -> str:
+    return (
+        f"Each graph ran on inputs recorded from PyTorch; accepted are cosines from {limits['cosine']} and errors up to "
+        f"{limits['relative_error']} of the largest value."
     )
 
 

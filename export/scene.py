@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from bolid_sdk.backends import Engine
 from bolid_sdk.contracts import Sizes
 from bolid_sdk.sampling import NoiseSource, denoise
 from bolid_sdk.schedule import SamplerTable
-from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
 

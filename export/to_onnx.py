@@ -12,10 +12,10 @@ from typing import Any
 
 import onnx
 import torch
-from bolid_sdk.contracts import GraphSpec, TensorSpec
 from torch import Tensor
 
 from bolid_export.graphs import Graph
+from bolid_sdk.contracts import GraphSpec, TensorSpec
 
 # At 23, scaled_dot_product_attention becomes `Attention`, and two of them sharing one query, which is what decoupled
 # cross-attention is, crash TensorRT-RTX's builder. At 21 GroupNormalization is an operator already.

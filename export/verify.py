@@ -9,13 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from bolid_sdk.backends import Engine, open_backend
-from bolid_sdk.contracts import GraphSpec
-from bolid_sdk.errors import BolidError
-from bolid_sdk.sampling import ResolvedSampling
-from bolid_sdk.schedule import NoiseSchedule
-from bolid_training.model.checkpoint import Checkpoint
-from bolid_training.sampling import sample_latents
 from numpy.typing import NDArray
 
 from bolid_export.calibrate import spread
@@ -25,6 +18,13 @@ from bolid_export.precision import Precision
 from bolid_export.scene import Scene, condition, decode, noise_source, sample
 from bolid_export.sources import model_sizes
 from bolid_export.torch_engine import Record, TorchEngine
+from bolid_sdk.backends import Engine, open_backend
+from bolid_sdk.contracts import GraphSpec
+from bolid_sdk.errors import BolidError
+from bolid_sdk.sampling import ResolvedSampling
+from bolid_sdk.schedule import NoiseSchedule
+from bolid_training.model.checkpoint import Checkpoint
+from bolid_training.sampling import sample_latents
 
 # More records of one graph show nothing new, and the denoiser has forty.
 RECORDS = 6

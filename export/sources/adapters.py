@@ -7,9 +7,10 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from bolid_sdk.errors import InputError
 from bolid_training.model.adapter import Adapter
-from safetensors import SafetensorError, safe_open
 
 IDENTITY, IMAGE_PROMPT, POSE_GUIDER = "identity.safetensors", "image_prompt.safetensors", "pose_guider"
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import bolid_training
-from bolid_sdk.errors import InputError
-from bolid_training.model.checkpoint import Checkpoint, load_checkpoint
 from safetensors import SafetensorError
 
+import bolid_training
 from bolid_export.sources.adapters import replace_adapters
+from bolid_sdk.errors import InputError
+from bolid_training.model.checkpoint import Checkpoint, load_checkpoint
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "image_encoder", "scheduler", "pose_estimator", "adapter")
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
