@@ -46,10 +46,13 @@ def build_figure(person: Person, pose: Pose, yaw: float) -> Figure:
     skin = posed[0]
     keypoints = shared.keypoints @ skin
     # Skirts and coats may hang below what carries the weight: they lie on the ground then.
-    carrying = [skin, *(vertices for piece, vertices in zip(pieces, posed) if piece.parts[0] == Part.SHOES)]
+    carrying = [
+        skin,
+        *(vertices for piece, vertices in zip(pieces, posed, strict=True) if piece.parts[0] == Part.SHOES),
+    ]
     lowest = min(vertices[:, 2].min() for vertices in carrying)
     offset = np.array([*-skin.mean(0)[:2], pose.lift - lowest], np.float32)
-    meshes = [piece.mesh(vertices + offset) for piece, vertices in zip(pieces, posed)]
+    meshes = [piece.mesh(vertices + offset) for piece, vertices in zip(pieces, posed, strict=True)]
     everything = np.concatenate([mesh.vertices for mesh in meshes])
     return Figure(
         meshes=meshes,

@@ -1,4 +1,7 @@
-"""Skin and the face's features, painted where rays hit: coordinates [N, 4] are the template's x, y, z and an eye flag."""
+"""Skin and the face's features, painted where rays hit.
+
+Coordinates [N, 4] are the template's x, y, z and whether it is an eyeball.
+"""
 
 from collections.abc import Callable
 

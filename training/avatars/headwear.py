@@ -64,7 +64,7 @@ def glasses(shape: Rest) -> list[Piece]:
     circle = np.stack([np.cos(turn), 0 * turn, np.sin(turn)], 1) * 0.36 * gap
     outer, ear = np.array([0.36, 0, 0.1]) * gap, np.array([0.5, 1.5, 0.1]) * gap
     paths = [eye + front + circle for eye in eyes]
-    for eye, side in zip(eyes, (1, -1)):
+    for eye, side in zip(eyes, (1, -1), strict=True):
         paths.append(np.stack([eye + front + outer * [side, 1, 1], eye + front + ear * [side, 1, 1]]))
     paths.append(np.stack([eyes[1] + front + [0.3 * gap, 0, 0.1 * gap], eyes[0] + front + [-0.3 * gap, 0, 0.1 * gap]]))
     return [_wire(path, 0.05 * gap) for path in paths]

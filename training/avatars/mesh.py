@@ -147,7 +147,7 @@ def merge(meshes: Sequence[Mesh]) -> Mesh:
     starts = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes[:-1])])
     return Mesh(
         vertices=np.concatenate([mesh.vertices for mesh in meshes]),
-        faces=np.concatenate([mesh.faces + start for mesh, start in zip(meshes, starts)]).astype(np.int32),
+        faces=np.concatenate([mesh.faces + start for mesh, start in zip(meshes, starts, strict=True)]).astype(np.int32),
         colors=np.concatenate([mesh.colors for mesh in meshes]),
         parts=np.concatenate([mesh.parts for mesh in meshes]),
         smooth=meshes[0].smooth,

@@ -24,9 +24,8 @@ def dress(person: Person, shape: Rest) -> list[Piece]:
     pieces = [_skin(person, shape), top(person.upper, shape), *shoes(person.shoes, shape), *hair(person, shape)]
     if person.lower is not None and person.lower.kind in BOTTOMS:
         pieces.append(bottom(person.lower, shape))
-    for garment in (person.lower, person.upper, person.outer):
-        if garment is not None and garment.kind in SKIRTS:
-            pieces.append(skirt(garment, shape))
+    worn = (person.lower, person.upper, person.outer)
+    pieces += [skirt(garment, shape) for garment in worn if garment is not None and garment.kind in SKIRTS]
     if person.outer is not None:
         pieces.append(top(person.outer, shape))
     if person.upper.kind == "hoodie":

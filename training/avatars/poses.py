@@ -280,9 +280,8 @@ def _arms_raised(rng: np.random.Generator) -> Pose:
 
 
 def _waving(rng: np.random.Generator) -> Pose:
-    wave = Arm(
-        forward=rng.uniform(5, 25), out=rng.uniform(60, 110), flex=rng.uniform(65, 110), pole=(rng.uniform(-0.5, 0.3), -0.25, 1.0)
-    )  # fmt: skip
+    pole = (rng.uniform(-0.5, 0.3), -0.25, 1.0)
+    wave = Arm(forward=rng.uniform(5, 25), out=rng.uniform(60, 110), flex=rng.uniform(65, 110), pole=pole)
     if rng.random() < 0.3:
         wave = Arm(
             forward=rng.uniform(0, 15), out=rng.uniform(135, 165), flex=rng.uniform(5, 35), pole=(-0.5, -0.4, 1.0)

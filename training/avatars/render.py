@@ -106,9 +106,9 @@ def render(
     depth = np.full(len(directions), np.inf, np.float32)
     depth[hits.rays] = hits.distances
     return Rendering(
-        image=_blocks(colors.reshape(-1, 3), size, supersample).mean(2),
-        parts=_most_frequent(_blocks(parts[:, None], size, supersample)[..., 0]),
-        depth=_blocks(depth[:, None], size, supersample)[..., 0].min(2),
+        image=sum(_samples(colors, size, supersample)) / np.float32(supersample**2),
+        parts=_most_frequent(_samples(parts, size, supersample)),
+        depth=np.minimum.reduce(_samples(depth, size, supersample)),
         occluded=lambda points, tolerance: surface.hidden(origin, points, tolerance),
     )
 
@@ -164,12 +164,15 @@ def _lamp(lamp: PointLight, points: np.ndarray, normals: np.ndarray) -> np.ndarr
     return (cosine / np.maximum(squared, 0.01))[:, None] * np.asarray(lamp.color, np.float32)
 
 
-def _blocks(samples: np.ndarray, size: int, supersample: int) -> np.ndarray:
-    """[(size * supersample)^2, C] to [size, size, supersample^2, C]."""
-    grid = samples.reshape(size, supersample, size, supersample, -1).transpose(0, 2, 1, 3, 4)
-    return grid.reshape(size, size, supersample**2, -1)
+def _samples(values: np.ndarray, size: int, supersample: int) -> list[np.ndarray]:
+    """[(size * supersample)^2, ...] as supersample^2 pictures [size, size, ...], one sample a pixel each."""
+    grid = values.reshape(size * supersample, size * supersample, *values.shape[1:])
+    return [grid[row::supersample, column::supersample] for row in range(supersample) for column in range(supersample)]
 
 
-def _most_frequent(labels: np.ndarray) -> np.ndarray:
-    counts = np.stack([(labels == part).sum(-1) for part in Part])
-    return counts.argmax(0).astype(np.uint8)
+def _most_frequent(labels: list[np.ndarray]) -> np.ndarray:
+    """The part most samples of each pixel show."""
+    shape, parts = labels[0].shape, len(Part)
+    pixels = np.arange(labels[0].size) * parts
+    votes = np.bincount(np.concatenate([pixels + label.ravel() for label in labels]), minlength=len(pixels) * parts)
+    return votes.reshape(*shape, parts).argmax(-1).astype(np.uint8)

@@ -83,7 +83,7 @@ def _limb_rotations(anatomy: Anatomy, rest: Rest, pose: Pose) -> dict[str, tuple
     result: dict[str, tuple[str, np.ndarray]] = {}
     for letter, side, arm, leg in (("L", 1, pose.left_arm, pose.left_leg), ("R", -1, pose.right_arm, pose.right_leg)):
         head = {name: rest.heads[anatomy.bones[f"{name}.{letter}"]] for name in _JOINTS}
-        for name, rotation in zip(("upperarm", "lowerarm"), _arm(arm, side, head)):
+        for name, rotation in zip(("upperarm", "lowerarm"), _arm(arm, side, head), strict=True):
             result |= {f"{name}0{i}.{letter}": ("spine01", rotation) for i in (1, 2)}
         upper, lower, shin = _leg(leg, side, head)
         for name, rotation in (("upperleg", upper), ("lowerleg", lower)):

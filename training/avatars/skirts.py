@@ -54,7 +54,7 @@ def skirt(garment: Garment, shape: Rest) -> Piece:
         -1,
     )
     coordinates = np.stack([rings[..., 0], rings[..., 1], np.broadcast_to(heights[:, None], rings.shape[:2])], -1)
-    piece = swept(
+    return swept(
         rings[::-1],
         _weights(heights[::-1], np.cos(around)),
         cloth_color(garment),
@@ -63,7 +63,6 @@ def skirt(garment: Garment, shape: Rest) -> Piece:
         texture=cloth_texture(garment),
         coordinates=coordinates[::-1],
     )
-    return piece
 
 
 def hood(garment: Garment, shape: Rest) -> Piece:

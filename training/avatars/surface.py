@@ -23,9 +23,11 @@ class Surface:
     """Triangles of several meshes behind one ray caster."""
 
     def __init__(self, meshes: Sequence[Mesh]) -> None:
-        starts = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes)])
+        starts = np.cumsum([0, *(len(mesh.vertices) for mesh in meshes[:-1])])
         vertices = np.concatenate([mesh.vertices for mesh in meshes]).astype(np.float32)
-        self.faces = np.concatenate([mesh.faces + start for mesh, start in zip(meshes, starts)]).astype(np.int32)
+        self.faces = np.concatenate([mesh.faces + start for mesh, start in zip(meshes, starts, strict=True)]).astype(
+            np.int32
+        )
         self.parts = np.concatenate([mesh.parts for mesh in meshes])
         self._vertices = vertices
         self._normals = np.concatenate([vertex_normals(mesh.vertices, mesh.faces) for mesh in meshes])

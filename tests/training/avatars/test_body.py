@@ -62,7 +62,8 @@ def test_keypoints_lie_inside_the_figure(kind: str) -> None:
         result = figure(kind, seed, yaw=seed)
         distances = np.linalg.norm(vertices(result)[None] - result.keypoints[:, None], axis=2).min(1)
         assert distances.max() < 0.12
-        assert (result.keypoints > result.bounds[0]).all() and (result.keypoints < result.bounds[1]).all()
+        assert (result.keypoints > result.bounds[0]).all()
+        assert (result.keypoints < result.bounds[1]).all()
 
 
 def test_left_is_on_the_persons_left() -> None:

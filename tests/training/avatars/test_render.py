@@ -54,7 +54,8 @@ def test_occlusion_of_points() -> None:
 def test_background_is_what_nothing_hides() -> None:
     seen = shoot([box((0.1, 0.1, 0.1), (1, 1, 1))])
     np.testing.assert_array_equal(seen.image[0, 0], [0, 0, 1])
-    assert seen.parts[0, 0] == Part.BACKGROUND and np.isinf(seen.depth[0, 0])
+    assert seen.parts[0, 0] == Part.BACKGROUND
+    assert np.isinf(seen.depth[0, 0])
 
 
 def test_transfer_functions_are_inverse() -> None:
