@@ -29,7 +29,7 @@ def hat(garment: Garment, hair_style: str, shape: Rest) -> list[Piece]:
 def _dome(kind: str, head: Skull, room: float, color: np.ndarray) -> Piece:
     low = LOW[kind]
     polar, around = np.linspace(np.arccos(low), 0, 8)[:, None], angles(22)[None]
-    tall = {"cap": 1.0, "beanie": 1.1, "sun hat": 1.06}[kind]
+    tall = {"cap": 1.0, "beanie": 1.02, "sun hat": 1.06}[kind]
     unit = np.stack(
         [np.sin(polar) * np.cos(around), np.sin(polar) * np.sin(around), tall * np.cos(polar) + 0 * around], -1
     )
