@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -57,11 +58,9 @@ def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
-    if isinstance(source, Image.Image):
-        return _decode(source, "the picture", max_pixels)
-    path = Path(source)
+    path = "the given picture" if isinstance(source, Image.Image) else Path(source)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with nullcontext(source) if isinstance(source, Image.Image) else Image.open(path, formats=FORMATS) as image:
             return _decode(image, str(path), max_pixels)
     except FileNotFoundError:
         raise ImageError(f"no such picture: {path}; expected the path of a PNG, JPEG or WebP file") from None

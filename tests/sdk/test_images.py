@@ -54,6 +54,9 @@ def test_truncated_files_are_named(tmp_path, picture, suffix):
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(ImageError, match="whole"):
         open_image(path)
+    if suffix != "webp":
+        with Image.open(path) as lazy, pytest.raises(ImageError, match="the given picture cannot be read"):
+            open_image(lazy)
 
 
 @settings(max_examples=60, deadline=None)
