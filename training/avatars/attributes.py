@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .people import Garment, Person
-from .scenes import SceneObject, Seat
-from .styles import MONOCHROME
+from bolid_training.avatars.people import Garment, Person
+from bolid_training.avatars.scenes import SceneObject, Seat
+from bolid_training.avatars.styles import MONOCHROME
 
 
 @dataclass(frozen=True, kw_only=True)

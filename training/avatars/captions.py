@@ -11,11 +11,23 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from . import phrases
-from .attributes import Attributes
-from .people import DRESSES, HAIR_COLORS, HATS, LOWERS, OUTERS, PALETTE, PATTERNS, SHOES, UPPERS, Garment, Person
-from .scenes import SceneObject
-from .scenes.seats import BUILDERS as SEATS
+from bolid_training.avatars import phrases
+from bolid_training.avatars.attributes import Attributes
+from bolid_training.avatars.people import (
+    DRESSES,
+    HAIR_COLORS,
+    HATS,
+    LOWERS,
+    OUTERS,
+    PALETTE,
+    PATTERNS,
+    SHOES,
+    UPPERS,
+    Garment,
+    Person,
+)
+from bolid_training.avatars.scenes import SceneObject
+from bolid_training.avatars.scenes.seats import BUILDERS as SEATS
 
 CAPTIONS = 8
 STYLE_UNNAMED = {"photo": 0.7}
@@ -43,7 +55,14 @@ def vocabulary() -> list[str]:
         phrases.STYLE_PREFIXES, phrases.STYLE_SUFFIXES, phrases.NOUNS, phrases.SYNONYMS, phrases.COLOR_WORDS,
     )  # fmt: skip
     texts = [text for table in tables for options in table.values() for text in options]
-    texts += [*phrases.ANYBODY, *phrases.NOBODY, *phrases.HAIR.values(), *phrases.CONNECTORS, *phrases.PLACES]
+    texts += [
+        *phrases.ANYBODY,
+        *phrases.NOBODY,
+        *phrases.SITTING_LOW,
+        *phrases.HAIR.values(),
+        *phrases.CONNECTORS,
+        *phrases.PLACES,
+    ]
     texts += [*PALETTE, *PATTERNS, *HAIR_COLORS, *HATS, *UPPERS, *DRESSES, *OUTERS, *LOWERS, *SHOES, *SEATS, *OBJECTS]
     return sorted({word for text in texts for word in words(text)})
 
@@ -54,8 +73,8 @@ def words(caption: str) -> list[str]:
 
 
 OBJECTS = (
-    "ball", "bed", "bush", "cabinet", "cactus", "car", "door", "fence", "flowers", "fridge", "house", "lamp", "palm tree",
-    "rock", "snowman", "sofa", "street lamp", "tree", "umbrella", "water tank", "backdrop",
+    "ball", "bed", "bush", "cabinet", "cactus", "car", "door", "fence", "flowers", "fridge", "house", "lamp",
+    "palm tree", "rock", "snowman", "sofa", "street lamp", "tree", "umbrella", "water tank", "backdrop",
 )  # fmt: skip
 
 
@@ -98,7 +117,7 @@ def clothes_only(a: Attributes, rng: np.random.Generator) -> str:
 
 
 def tags(a: Attributes, rng: np.random.Generator) -> str:
-    """"walking, beach, night"."""
+    """ "walking, beach, night"."""
     found = [_bare_pose(a, rng), _choice(rng, phrases.BARE_PLACES.get(a.place, (a.place,)))]
     if not a.indoor or a.time == "night":
         found.append(_choice(rng, phrases.BARE_TIMES[a.time]))
@@ -133,7 +152,7 @@ def _noun(person: Person, rng: np.random.Generator) -> str:
 
 
 def _person_and_clothes(a: Attributes, rng: np.random.Generator) -> str:
-    """"a woman with long black hair in a red shirt and blue jeans", parts left out at random."""
+    """ "a woman with long black hair in a red shirt and blue jeans", parts left out at random."""
     who = _noun(a.person, rng) if rng.random() < 0.85 else _choice(rng, phrases.ANYBODY)
     head = _head(a, rng) if rng.random() < 0.45 else ""
     return _join(who, head, f"{_choice(rng, ('in', 'wearing'))} {_clothes(a, rng)}")
@@ -142,7 +161,9 @@ def _person_and_clothes(a: Attributes, rng: np.random.Generator) -> str:
 def _head(a: Attributes, rng: np.random.Generator) -> str:
     """Hair, beard, glasses; face hair and glasses only where the face shows."""
     person, found = a.person, []
-    if person.hair_style != "bald" and person.hat is None:
+    if person.hair_style == "bald" and person.hat is None:
+        found.append("a bald head")
+    elif person.hat is None:
         color = person.hair_color if a.colored else ""
         found.append(phrases.HAIR[person.hair_style].format(color).replace("  ", " ").strip())
     if a.view == "front" and person.beard and rng.random() < 0.6:
@@ -174,7 +195,8 @@ def _garment(garment: Garment, a: Attributes, rng: np.random.Generator, article:
 
 
 def _pose(a: Attributes, rng: np.random.Generator) -> str:
-    text = _choice(rng, phrases.POSES[a.pose])
+    ground = a.pose == "sitting" and a.seat is None and rng.random() < 0.6
+    text = _choice(rng, phrases.SITTING_LOW if ground else phrases.POSES[a.pose])
     if a.seat is None or rng.random() < 0.15:
         return text
     color = _color(a.seat.color, rng) if a.colored and rng.random() < 0.85 else ""

@@ -8,15 +8,17 @@ from pathlib import Path
 import click
 from tqdm import tqdm
 
-from .dataset import OtherSettingsError, check_settings, missing, write_dataset
-from .shards import SPLITS, Settings
+from bolid_training.avatars.dataset import OtherSettingsError, check_settings, missing, write_dataset
+from bolid_training.avatars.shards import SPLITS, Settings
 
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of the data set.")
 @click.option("--identities", type=click.IntRange(min=1), default=6000, show_default=True, help="People.")
 @click.option("--views", type=click.IntRange(1, 1000), default=8, show_default=True, help="Pictures of each person.")
-@click.option("--size", type=click.IntRange(32, 1024), default=128, show_default=True, help="Side of a picture, pixels.")
+@click.option(
+    "--size", type=click.IntRange(32, 1024), default=128, show_default=True, help="Side of a picture, pixels."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(min=1), default=os.cpu_count() or 1, show_default="processors")
 @click.option("--splits", default=",".join(SPLITS), show_default=True, help="Which splits to make, with commas.")

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from .captions import vocabulary
-from .shards import SPLITS, Settings, Shard, plan, split_identities, write_shard
+from bolid_training.avatars.captions import vocabulary
+from bolid_training.avatars.shards import SPLITS, Settings, Shard, plan, split_identities, write_shard
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 CARD = "dataset.json"
 _counter = None  # a multiprocessing.Value in worker processes
 
@@ -33,7 +33,7 @@ def write_dataset(
 ) -> dict:
     """Writes the shards that are missing and the card; returns the card.
 
-    `progress` is called about twice a second with the number of pictures made so far. Raises `OtherSettingsError` if `out`
+    `progress` is called now and then with the number of pictures made so far. Raises `OtherSettingsError` if `out`
     holds a data set of other settings: its shards must not be mixed with these.
     """
     check_settings(out, settings)
@@ -146,5 +146,5 @@ def _write_card(out: Path, settings: Settings, *, complete: bool) -> dict:
     }
     temporary = out / f".{CARD}.tmp"
     temporary.write_text(json.dumps(card, indent=1) + "\n")
-    os.replace(temporary, out / CARD)
+    temporary.replace(out / CARD)
     return card

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .render import Camera
+from bolid_training.avatars.render import Camera
 
 MARGIN = 0.025
 """Free border around the body, in image heights."""
@@ -15,9 +15,7 @@ _DIRECTIONS = np.stack(
 ).astype(np.float32)
 
 
-def frame_figure(
-    points: np.ndarray, azimuth: float, *, indoor: bool, low: bool, rng: np.random.Generator
-) -> Camera:
+def frame_figure(points: np.ndarray, azimuth: float, *, indoor: bool, low: bool, rng: np.random.Generator) -> Camera:
     """A camera in direction `azimuth` (0 stands at -y) that sees all of `points` float32 [N, 3].
 
     The body takes 50 to 90 % of the frame in its larger extent. `low`: lying bodies, seen rather from above.

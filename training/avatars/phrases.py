@@ -58,6 +58,7 @@ POSES = {
     "arms raised": ("with raised arms", "raising both arms", "with both arms up"),
     "waving": ("waving", "waving a hand"),
 }
+SITTING_LOW = ("sitting on the ground", "sitting on the floor")
 VIEWS = {
     "front": ("seen from the front", "facing the camera", "from the front"),
     "side": ("seen from the side", "in profile", "from the side"),
@@ -107,5 +108,5 @@ SYNONYMS = {"trousers": ("trousers", "pants"), "sneakers": ("sneakers", "trainer
 COLOR_WORDS = {"grey": ("grey", "gray")}
 CONNECTORS = (
     "a", "an", "and", "with", "in", "on", "wearing", "dressed", "clothes", "of", "background", "plain", "hair", "beard",
-    "bald", "glasses", "next", "to", "front", "who", "is", "under", "open", "backdrop",
+    "bald", "head", "glasses", "next", "to", "front", "who", "is", "under", "open", "backdrop",
 )  # fmt: skip

@@ -61,7 +61,9 @@ def load_split(root: Path, split: str, limit: int | None = None, *, cache: bool 
     """
     paths = shard_paths(root, split)
     if not paths:
-        raise FileNotFoundError(f"no finished shard {split}-*.tar in {Path(root) / split}: run `bolid-train data` first")
+        raise FileNotFoundError(
+            f"no finished shard {split}-*.tar in {Path(root) / split}: run `bolid-train data` first"
+        )
     loaded, count = [], 0
     for path in paths:
         loaded.append(_load_shard(path, Path(root) / "cache" if cache else None))
@@ -120,7 +122,7 @@ def _store(samples: Samples, stored: Path) -> None:
         identity=samples.identity,
         metadata=metadata,
     )
-    os.replace(temporary, stored)
+    temporary.replace(stored)
 
 
 def _concatenate(shards: list[Samples], limit: int | None) -> Samples:

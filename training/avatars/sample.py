@@ -6,15 +6,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .attributes import Attributes, as_dict
-from .body import Figure, build_figure
-from .captions import captions
-from .framing import frame_figure
-from .people import Person, sample_person
-from .poses import POSE_CLASSES, sample_pose
-from .render import Camera, Rendering, render
-from .scenes import Scene, Seat, build_scene, build_seat, precipitation, sample_place, sample_seat, seat_width
-from .styles import sample_style, stylise
+from bolid_training.avatars.attributes import Attributes, as_dict
+from bolid_training.avatars.body import Figure, build_figure
+from bolid_training.avatars.captions import captions
+from bolid_training.avatars.framing import frame_figure
+from bolid_training.avatars.people import Person, sample_person
+from bolid_training.avatars.poses import POSE_CLASSES, sample_pose
+from bolid_training.avatars.render import Camera, Rendering, render
+from bolid_training.avatars.scenes import (
+    Scene,
+    Seat,
+    build_scene,
+    build_seat,
+    precipitation,
+    sample_place,
+    sample_seat,
+    seat_width,
+)
+from bolid_training.avatars.styles import sample_style, stylise
 
 POSE_WEIGHTS = {kind: {"standing": 0.22, "walking": 0.14, "sitting": 0.16}.get(kind, 0.48 / 7) for kind in POSE_CLASSES}
 KEYPOINT_DEPTH = 0.16
@@ -28,7 +37,8 @@ class Sample:
     """A picture and its annotation.
 
     image: uint8 [H, W, 3] sRGB; parts: uint8 [H, W], values of `Part`; keypoints: float32 [12, 3], x and y in [0, 1]
-    inside the frame, then 2 visible, 1 occluded, 0 out of the frame; identity is -1 and keypoints are 0 without a person.
+    inside the frame, then 2 visible, 1 occluded, 0 out of the frame. Without a person identity is -1 and
+    keypoints are 0.
     """
 
     identity: int
@@ -123,7 +133,7 @@ def _generator(*key: int) -> np.random.Generator:
 
 
 def _turn(kind: str, rng: np.random.Generator) -> float:
-    """Degrees from facing the camera: front half 60 %, sides 20 %, back 20 %; who lies mostly lies across the picture."""
+    """Degrees from facing the camera: front 60 %, sides 20 %, back 20 %; who lies mostly lies across the picture."""
     side = rng.choice((-1, 1))
     if kind == "lying":
         return side * rng.uniform(55, 125) if rng.random() < 0.85 else rng.uniform(-180, 180)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .sample import Sample, make_empty, make_sample
+from bolid_training.avatars.sample import Sample, make_empty, make_sample
 
 SHARD_SIZE = 1000
 SPLITS = ("train", "validation", "test", "empty")
@@ -101,7 +101,7 @@ def write_shard(shard: Shard, out: Path, advance=lambda: None) -> None:
             _append(tar, f"{key}.parts.png", png(sample.parts))
             _append(tar, f"{key}.json", json.dumps(sample.metadata(), sort_keys=True).encode())
             advance()
-    os.replace(temporary, target)
+    temporary.replace(target)
 
 
 def png(image: np.ndarray) -> bytes:

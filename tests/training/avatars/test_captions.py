@@ -42,14 +42,16 @@ def test_captions_are_different_and_in_the_vocabulary(seed):
     for caption in found:
         assert caption == caption.lower()
         assert set(words(caption)) <= known
-        assert "  " not in caption and not caption.startswith(" ")
+        assert caption == " ".join(caption.split())
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_captions_name_only_what_is_there(seed):
     truth = attributes(seed, time="night", place="kitchen", indoor=True, pose="walking", seat=None, objects=())
     for caption in captions(truth, np.random.default_rng(seed)):
-        assert not [p for name, texts in POSES.items() if name != "walking" for p in texts if f" {p} " in f" {caption} "]
+        assert not [
+            p for name, texts in POSES.items() if name != "walking" for p in texts if f" {p} " in f" {caption} "
+        ]
         assert not [p for name, texts in PLACES.items() if name != "kitchen" for p in texts if p in caption]
         assert not [t for name, texts in TIMES.items() if name != "night" for t in texts if t in caption]
         assert not set(OBJECTS) & set(words(caption))

@@ -1,9 +1,9 @@
 """Places, seats, times of day and weathers."""
 
-from .build import PLACES, build_scene, sample_place
-from .scene import Place, Scene, SceneObject
-from .seats import Seat, build_seat, sample_seat, seat_width
-from .weather import precipitation
+from bolid_training.avatars.scenes.build import PLACES, build_scene, sample_place
+from bolid_training.avatars.scenes.scene import Place, Scene, SceneObject
+from bolid_training.avatars.scenes.seats import Seat, build_seat, sample_seat, seat_width
+from bolid_training.avatars.scenes.weather import precipitation
 
 __all__ = [
     "PLACES",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from .builder import Builder
-from .indoor import INDOOR
-from .outdoor import OUTDOOR
-from .scene import Place, Scene, Stage
-from .weather import indoor_light, outdoor_light
+from bolid_training.avatars.scenes.builder import Builder
+from bolid_training.avatars.scenes.indoor import INDOOR
+from bolid_training.avatars.scenes.outdoor import OUTDOOR
+from bolid_training.avatars.scenes.scene import Place, Scene, Stage
+from bolid_training.avatars.scenes.weather import indoor_light, outdoor_light
 
 PLACES: dict[str, Place] = {place.name: place for place in (*INDOOR, *OUTDOOR)}
 
@@ -20,7 +20,7 @@ def sample_place(rng: np.random.Generator) -> tuple[Place, str]:
 
 
 def build_scene(place: Place, time: str, clearance: float, rng: np.random.Generator) -> Scene:
-    """Builds a place around a person who takes a disc of `clearance` metres at the origin; the camera looks along +y."""
+    """A place around a person who takes a disc of `clearance` metres at the origin; the camera looks along +y."""
     builder = Builder(rng)
     objects = tuple(place.build(builder, Stage(clearance=clearance, time=time)))
     if place.indoor:

@@ -7,8 +7,8 @@ from functools import cache
 
 import numpy as np
 
-from ..mesh import Mesh
-from ..parts import Part
+from bolid_training.avatars.mesh import Mesh
+from bolid_training.avatars.parts import Part
 
 Color = str | np.ndarray | Sequence[float]
 
@@ -78,15 +78,13 @@ def grid_faces(rows: int, columns: int) -> np.ndarray:
 
 
 class Builder:
-    """Primitives go in by `box`, `tube`, `ball` …, meshes come out by `meshes`. Positions are of the middle of the foot."""
+    """Primitives go in by `box`, `tube` …, meshes come out by `meshes`. Positions are of the middle of the foot."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self._pieces: dict[tuple[bool, Part], list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = {}
 
-    def add(
-        self, vertices: np.ndarray, faces: np.ndarray, color: Color | np.ndarray, smooth: bool, part: Part
-    ) -> None:
+    def add(self, vertices: np.ndarray, faces: np.ndarray, color: Color | np.ndarray, smooth: bool, part: Part) -> None:
         """Any mesh; color is one colour or linear [V, 3]."""
         shade = color if isinstance(color, np.ndarray) and color.ndim == 2 else linear(color)
         colors = np.broadcast_to(shade, vertices.shape)

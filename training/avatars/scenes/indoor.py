@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import props
-from .builder import Builder, linear
-from .scene import Place, SceneObject, Stage, beside, named, pick
+from bolid_training.avatars.scenes import props
+from bolid_training.avatars.scenes.builder import Builder, linear
+from bolid_training.avatars.scenes.scene import Place, SceneObject, Stage, beside, named, pick
 
 WALLS = ("#e6dcc8", "#d5dde0", "#c7d3bd", "#e5cfc0", "#b9c8d6", "#ddd3e0", "#eae6dd", "#cbb795", "#9fb5b0")
 WOODS = ("#8a5f3a", "#a87a4c", "#6d4a30", "#b98f5f")
@@ -72,7 +72,9 @@ def window(b: Builder, stage: Stage, plan: Room, x: float, curtain: str | None =
 
 
 def rug(b: Builder, color: str) -> None:
-    b.tube((b.rng.uniform(-0.3, 0.3), b.rng.uniform(-0.2, 0.3), 0), b.rng.uniform(1.1, 1.6), 0.012, named(color), sides=20)
+    b.tube(
+        (b.rng.uniform(-0.3, 0.3), b.rng.uniform(-0.2, 0.3), 0), b.rng.uniform(1.1, 1.6), 0.012, named(color), sides=20
+    )
 
 
 def sides(b: Builder) -> tuple[float, float]:
@@ -149,7 +151,10 @@ def office(b: Builder, stage: Stage) -> list[SceneObject]:
         screen = linear("#6db3e8") * (1.2 if stage.night else 0.9)
         b.panel((desk_x + dx - 0.25, desk_y + 0.07, 0.89), (0.5, 0, 0), (0, 0, 0.30), screen)
     b.tiles(
-        (there * 1.2 - 0.55, plan.back - 0.03, 1.2), (1.1, 0, 0), (0, 0, 0.8), np.broadcast_to(linear("#f8f8f8"), (1, 1, 3))
+        (there * 1.2 - 0.55, plan.back - 0.03, 1.2),
+        (1.1, 0, 0),
+        (0, 0, 0.8),
+        np.broadcast_to(linear("#f8f8f8"), (1, 1, 3)),
     )
     cabinet, cabinet_x = pick(b.rng, ("grey", "blue", "green", "red", "white")), there * b.rng.uniform(1.0, 1.7)
     b.box((cabinet_x, plan.back - 0.3, 0), (0.9, 0.5, 1.0), named(cabinet))
@@ -157,7 +162,9 @@ def office(b: Builder, stage: Stage) -> list[SceneObject]:
         b.box((cabinet_x, plan.back - 0.56, z), (0.9, 0.02, 0.02), named(cabinet) * 0.5)
     if b.rng.random() < 0.5:
         props.potted_plant(b, beside(b.rng, stage, 0.25), "#3d7a35")
-    return [SceneObject(name="cabinet", color=cabinet, relation="in front of", position=(cabinet_x, plan.back - 0.3, 0.6))]
+    return [
+        SceneObject(name="cabinet", color=cabinet, relation="in front of", position=(cabinet_x, plan.back - 0.3, 0.6))
+    ]
 
 
 def gym(b: Builder, stage: Stage) -> list[SceneObject]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from . import props
-from .builder import Builder, Color, linear
-from .scene import Place, SceneObject, Stage, beside, named, pick
+from bolid_training.avatars.scenes import props
+from bolid_training.avatars.scenes.builder import Builder, Color, linear
+from bolid_training.avatars.scenes.scene import Place, SceneObject, Stage, beside, named, pick
 
 LEAVES = ("#3f7a2f", "#4f8a35", "#5d8f2c", "#2f6b38", "#7a8f2f")
 BRIGHT = ("red", "orange", "yellow", "blue", "purple", "pink", "white")
@@ -37,7 +37,9 @@ def beach(b: Builder, stage: Stage) -> list[SceneObject]:
     ground(b, "#e2c994", 0.05)
     shore = b.rng.uniform(3.0, 5.5)
     b.panel((-90, shore, 0.03), (180, 0, 0), (0, 1.0, 0.0), "#f1f5f4")
-    b.tiles((-90, shore + 0.5, 0.05), (180, 0, 0), (0, 120, 0), np.stack([linear("#3fa6b8"), linear("#1f6fa8")])[:, None])
+    b.tiles(
+        (-90, shore + 0.5, 0.05), (180, 0, 0), (0, 120, 0), np.stack([linear("#3fa6b8"), linear("#1f6fa8")])[:, None]
+    )
     for _ in range(b.rng.integers(0, 3)):
         x = b.rng.uniform(-12, 12)
         b.panel((x, shore + b.rng.uniform(1.5, 6), 0.06), (b.rng.uniform(2, 5), 0, 0), (0, 0.18, 0), "#dceff2")
@@ -255,7 +257,13 @@ OUTDOOR = (
     Place(name="park", build=park, indoor=False, haze="#5a9038"),
     Place(name="city street", build=city_street, indoor=False, haze="#6d6d6e"),
     Place(name="mountains", build=mountains, indoor=False, haze="#6f7a5c"),
-    Place(name="desert", build=desert, indoor=False, haze="#d6a562", without=frozenset({"snow", "rain", "overcast", "fog"})),
+    Place(
+        name="desert",
+        build=desert,
+        indoor=False,
+        haze="#d6a562",
+        without=frozenset({"snow", "rain", "overcast", "fog"}),
+    ),
     Place(name="snow field", build=snow_field, indoor=False, haze="#e4eaf2", without=frozenset({"rain"})),
     Place(name="garden", build=garden, indoor=False, haze="#5a9038"),
     Place(name="football field", build=football_field, indoor=False, haze="#4a8a3c"),

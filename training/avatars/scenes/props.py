@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..parts import Part
-from .builder import Builder, Color, linear
+from bolid_training.avatars.parts import Part
+from bolid_training.avatars.scenes.builder import Builder, Color, linear
 
 TRUNK = "#5b4028"
 
@@ -76,7 +76,13 @@ def parasol(b: Builder, at, color: Color) -> None:
     shades = (linear(color), linear("#f5f2ea"))
     for i in range(10):
         rim = [(x + 1.15 * np.cos(a), y + 1.15 * np.sin(a), 1.75) for a in unit[i : i + 2]]
-        b.add(np.array([*rim, (x, y, 2.3)], np.float32), np.array([(0, 1, 2)], np.int32), shades[i % 2], False, Part.BACKGROUND)
+        b.add(
+            np.array([*rim, (x, y, 2.3)], np.float32),
+            np.array([(0, 1, 2)], np.int32),
+            shades[i % 2],
+            False,
+            Part.BACKGROUND,
+        )
 
 
 def car(b: Builder, at, color: Color, along_x: bool = True) -> None:
@@ -158,7 +164,10 @@ def bookshelf(b: Builder, at, width: float, height: float, color: Color) -> None
     gap = height / shelves
     for row in range(shelves):
         b.tiles(
-            (x - width * 0.47, y - 0.18, row * gap + 0.05), (width * 0.94, 0, 0), (0, 0, gap * 0.72), spines[row : row + 1]
+            (x - width * 0.47, y - 0.18, row * gap + 0.05),
+            (width * 0.94, 0, 0),
+            (0, 0, gap * 0.72),
+            spines[row : row + 1],
         )
 
 

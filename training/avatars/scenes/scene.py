@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..mesh import Mesh, srgb_to_linear
-from ..people import PALETTE
-from ..render import Background, Light
-from .builder import Builder
+from bolid_training.avatars.mesh import Mesh, srgb_to_linear
+from bolid_training.avatars.people import PALETTE
+from bolid_training.avatars.render import Background, Light
+from bolid_training.avatars.scenes.builder import Builder
 
 INDOOR_TIMES = {"day": 0.72, "night": 0.28}
 OUTDOOR_TIMES = {
@@ -36,7 +36,7 @@ class SceneObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """What a place must respect: it is seen from -y, the person takes the disc of `clearance` metres about the origin."""
+    """What a place must respect: it is seen from -y, the person takes `clearance` metres about the origin."""
 
     clearance: float
     time: str
@@ -89,7 +89,7 @@ def pick(rng: np.random.Generator, colors: Sequence[str]) -> str:
 
 
 def beside(rng: np.random.Generator, stage: Stage, half_width: float, back: float = 0.0) -> tuple[float, float]:
-    """A spot (x, y) left or right of the person and a little behind, clear of it by a hand's breadth or two; `back` metres farther."""
+    """A spot (x, y) left or right of the person, clear of it, and a little more than `back` metres behind."""
     side = rng.choice((-1.0, 1.0))
     x = side * (stage.clearance + half_width + rng.uniform(0.05, 0.3))
     return float(x), float(back + rng.uniform(0.5, 1.4))

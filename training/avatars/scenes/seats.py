@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..body import SeatSpec
-from ..mesh import Mesh
-from ..parts import Part
-from .builder import Builder
-from .scene import named, pick
+from bolid_training.avatars.body import SeatSpec
+from bolid_training.avatars.mesh import Mesh
+from bolid_training.avatars.parts import Part
+from bolid_training.avatars.scenes.builder import Builder
+from bolid_training.avatars.scenes.scene import named, pick
 
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "white", "grey", "black", "beige")
 

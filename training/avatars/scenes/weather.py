@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..render import Background, Light, PointLight
-from .builder import Color, linear
+from bolid_training.avatars.render import Background, Light, PointLight
+from bolid_training.avatars.scenes.builder import Color, linear
 
 
 @dataclass(frozen=True, kw_only=True)
