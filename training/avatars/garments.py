@@ -46,6 +46,7 @@ TOPS = {
     "jacket": Top(sleeve=1.95, hem=-0.01, loose=0.036, sleeve_loose=0.032, opening=0.045),
     "coat": Top(sleeve=1.98, hem=0.1, loose=0.038, sleeve_loose=0.034, opening=0.05),
 }
+TUCKED_HEM = 0.1  # height in the template, just below a skirt's waistband
 BOTTOMS = {
     "trousers": Bottom(length=2.02, loose=0.012, end_loose=0.034),
     "jeans": Bottom(length=2.0, loose=0.009, end_loose=0.018),
@@ -54,9 +55,9 @@ BOTTOMS = {
 }
 
 
-def top(garment: Garment, shape: Rest) -> Piece:
-    """The close part of an upper garment (a dress's or coat's skirt is another piece)."""
-    shell, offsets = _top_shell(garment.kind)
+def top(garment: Garment, shape: Rest, *, tucked: bool = False) -> Piece:
+    """The close part of an upper garment (a dress's or coat's skirt is another piece), tucked into a skirt or not."""
+    shell, offsets = _top_shell(garment.kind, tucked)
     return sewn(garment, shell, shell.draped(shape.vertices, offsets, smoothing=4), Part.UPPER)
 
 
@@ -66,11 +67,12 @@ def bottom(garment: Garment, shape: Rest) -> Piece:
     return sewn(garment, shell, shell.draped(shape.vertices, offsets, smoothing=3), Part.LOWER)
 
 
-def top_covers(kind: str, points: np.ndarray) -> np.ndarray:
+def top_covers(kind: str, points: np.ndarray, *, tucked: bool = False) -> np.ndarray:
     """Positive where the garment lies on the template, for points [N, 3] on trunk and arms."""
     style = TOPS[kind]
     sleeve = (style.sleeve - coverage.along_arm(points)) * 0.25
-    field = np.minimum(np.minimum(coverage.below_neck(points, style.neck), sleeve), points[:, 2] - style.hem)
+    hem = max(style.hem, TUCKED_HEM) if tucked else style.hem
+    field = np.minimum(np.minimum(coverage.below_neck(points, style.neck), sleeve), points[:, 2] - hem)
     # Hands and sleeves hang lower than a short hem.
     field = np.where(
         coverage.along_arm(points) > 0.3, np.minimum(sleeve, coverage.below_neck(points, style.neck)), field
@@ -111,10 +113,12 @@ def cloth_texture(garment: Garment):
 
 
 @cache
-def _top_shell(kind: str) -> tuple[Shell, np.ndarray]:
+def _top_shell(kind: str, tucked: bool) -> tuple[Shell, np.ndarray]:
     style, shared = TOPS[kind], anatomy()
     shell = cut(
-        shared, lambda points: top_covers(kind, points), ~coverage.head_vertices() & (shared.template[:, 2] > -0.3)
+        shared,
+        lambda points: top_covers(kind, points, tucked=tucked),
+        ~coverage.head_vertices() & (shared.template[:, 2] > -0.3),
     )
     arm = np.clip(coverage.along_arm(shell.template), 0, None)
     near_neck = np.clip(coverage.below_neck(shell.template, style.neck) / 0.05, 0, 1)

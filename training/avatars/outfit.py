@@ -11,7 +11,7 @@ from bolid_training.avatars.garments import BOTTOMS, bottom, bottom_covers, top,
 from bolid_training.avatars.hair import hair
 from bolid_training.avatars.headwear import glasses, hat
 from bolid_training.avatars.parts import Part
-from bolid_training.avatars.people import DRESSES, Person
+from bolid_training.avatars.people import Person
 from bolid_training.avatars.shell import Piece
 from bolid_training.avatars.shoes import shoes
 from bolid_training.avatars.skirts import SKIRTS, hood, skirt
@@ -21,7 +21,9 @@ HIDDEN_MARGIN = 0.015  # metres inside a garment's edge from which on the skin b
 
 def dress(person: Person, shape: Rest) -> list[Piece]:
     """The pieces from the skin outwards."""
-    pieces = [_skin(person, shape), top(person.upper, shape), *shoes(person.shoes, shape), *hair(person, shape)]
+    tucked = person.lower is not None and person.lower.kind in SKIRTS
+    pieces = [_skin(person, shape), top(person.upper, shape, tucked=tucked)]
+    pieces += [*shoes(person.shoes, shape), *hair(person, shape)]
     if person.lower is not None and person.lower.kind in BOTTOMS:
         pieces.append(bottom(person.lower, shape))
     worn = (person.lower, person.upper, person.outer)
@@ -59,7 +61,7 @@ def _visible_skin(upper: str, lower: str) -> tuple[np.ndarray, np.ndarray, np.nd
     covered |= coverage.foot_vertices()
     if lower:
         covered |= (bottom_covers(lower, shared.template) > HIDDEN_MARGIN) & ~coverage.arm_vertices()
-    elif upper in DRESSES:
+    else:  # a skirt or a dress
         covered |= (np.abs(shared.template[:, 2] - coverage.HIP) < 0.1) & ~coverage.arm_vertices()
     faces = shared.faces[~covered[shared.faces].all(1)]
     eye = shared.of_bones("eye")[:, None]

@@ -28,8 +28,8 @@ class Skirt:
 
 
 SKIRTS = {
-    "skirt": Skirt(top=WAIST + 0.01, hem=KNEE + 0.08, margin=0.03, flare=0.05, part=Part.LOWER),
-    "long skirt": Skirt(top=WAIST + 0.01, hem=ANKLE + 0.07, margin=0.03, flare=0.04, part=Part.LOWER),
+    "skirt": Skirt(top=WAIST + 0.01, hem=KNEE + 0.08, margin=0.02, flare=0.05, part=Part.LOWER),
+    "long skirt": Skirt(top=WAIST + 0.01, hem=ANKLE + 0.07, margin=0.02, flare=0.04, part=Part.LOWER),
     "dress": Skirt(top=WAIST + 0.02, hem=KNEE + 0.05, margin=0.018, flare=0.05, part=Part.UPPER),
     "long dress": Skirt(top=WAIST + 0.02, hem=ANKLE + 0.07, margin=0.018, flare=0.04, part=Part.UPPER),
     "coat": Skirt(top=WAIST + 0.02, hem=KNEE + 0.02, margin=0.042, flare=0.03, part=Part.UPPER, gap=0.5),

@@ -40,8 +40,11 @@ class DecoupledKeyValue(nn.Module):
         return attend(query, self.to_k_ip(tokens), self.to_v_ip(tokens), heads)
 
 
-class SelfAttnProcessor:
-    """Plain self-attention; it names the body-ID arguments only because diffusers hands them to every processor."""
+class PlainAttnProcessor:
+    """Attention without branches: self-attention, and cross-attention to text while the base is trained.
+
+    It names the body-ID arguments only because diffusers hands them to every processor.
+    """
 
     def __call__(
         self,
@@ -54,8 +57,8 @@ class SelfAttnProcessor:
         identity_scale: Tensor | None = None,
         image_scale: Tensor | None = None,
     ) -> Tensor:
-        query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
-        return attn.to_out[0](attend(query, key, value, attn.heads))
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        return attn.to_out[0](attend(attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context), attn.heads))
 
 
 class BodyIDAttnProcessor(nn.Module):
@@ -90,22 +93,17 @@ class BodyIDAttnProcessor(nn.Module):
     __call__ = forward
 
 
-def cross_attention_names(unet: UNet2DConditionModel) -> list[str]:
-    """Names of the cross-attention layers in IP-Adapter's order: down, up, then mid."""
-    return [name for name in unet.attn_processors if name.endswith("attn2.processor")]
-
-
 def install_body_id_attention(unet: UNet2DConditionModel) -> nn.ModuleList:
     """Puts body-ID attention into every cross-attention layer and returns the L new processors, in order.
 
-    Keys and values of both branches start as copies of the text's (IP-Adapter's initialisation).
+    The order is IP-Adapter's: down, up, then mid. Keys and values of both branches start as copies of the text's.
     """
-    processors: dict[str, nn.Module | SelfAttnProcessor] = {}
+    processors: dict[str, nn.Module | PlainAttnProcessor] = {}
     layers = nn.ModuleList()
     for name in unet.attn_processors:
         attn = unet.get_submodule(name.removesuffix(".processor"))
         if not name.endswith("attn2.processor"):
-            processors[name] = SelfAttnProcessor()
+            processors[name] = PlainAttnProcessor()
             continue
         layer = BodyIDAttnProcessor(len(layers), attn.to_k.in_features, attn.to_k.out_features)
         for branch in (layer.identity, layer.image):

@@ -9,7 +9,7 @@ class AvatarConfig:
 
     image_size: int = 128
     latent_channels: int = 8
-    vae_width: int = 48
+    vae_width: int = 32
     vocabulary: int = 1024
     text_width: int = 192
     text_layers: int = 4
@@ -20,7 +20,7 @@ class AvatarConfig:
     unet_channels: tuple[int, ...] = (64, 128, 256)
     unet_layers_per_block: int = 1
     attention_head_dim: int = 32
-    pose_width: int = 192
+    pose_width: int = 128
     pose_layers: int = 6
     identity_tokens: int = 16
     image_tokens: int = 16

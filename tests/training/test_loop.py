@@ -1,0 +1,86 @@
+"""The training loop: a run that is interrupted and continued equals one that is not."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from bolid_training.loop import LoopOptions, NotFiniteError, learning_rate_factor, train
+from torch import nn
+
+
+class Regression:
+    """Fits a linear map; small enough to run hundreds of steps in a second."""
+
+    def __init__(self, break_at: int | None = None):
+        torch.manual_seed(0)
+        self.module = nn.Linear(4, 2)
+        self.truth = torch.arange(8.0).reshape(4, 2) / 8
+        self.break_at, self.calls, self.saved = break_at, 0, None
+
+    def batch(self, rng, size):
+        return {"x": torch.from_numpy(rng.standard_normal((size, 4), dtype=np.float32))}
+
+    def losses(self, module, batch):
+        self.calls += 1
+        loss = (module(batch["x"]) - batch["x"] @ self.truth).square().mean()
+        return {"loss": loss * float("nan") if self.calls == self.break_at else loss}
+
+    def validate(self, sheet):
+        return {"error": float((self.module.weight.T - self.truth).abs().max())}
+
+    def save(self, folder):
+        folder.mkdir(exist_ok=True)
+        torch.save(self.module.state_dict(), folder / "weights.pt")
+
+
+def options(out, **changes):
+    base = LoopOptions(
+        out=out, steps=40, batch_size=8, learning_rate=0.05, warmup=5, mixed_precision="no", validate_every=20
+    )
+    return replace(base, **changes)
+
+
+def run(out, **changes):
+    task = Regression()
+    train(task, options(out, **changes))
+    return task
+
+
+def test_interrupted_and_continued_equals_uninterrupted(tmp_path):
+    whole = run(tmp_path / "whole")
+    first = Regression(break_at=26)
+    with pytest.raises(NotFiniteError):
+        train(first, options(tmp_path / "parts", save_minutes=0))
+    second = run(tmp_path / "parts")
+    assert second.calls < 40  # it did continue
+    assert torch.equal(whole.module.weight, second.module.weight)
+    weights = [torch.load(tmp_path / name / "model" / "weights.pt")["weight"] for name in ("whole", "parts")]
+    assert torch.equal(*weights)  # the EMA, too
+    assert not torch.equal(weights[0], whole.module.weight)
+
+
+def test_training_learns_and_reports(tmp_path):
+    run(tmp_path, steps=300)
+    import json
+
+    lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 300
+    assert lines[-1]["error"] < 0.1 < lines[0]["error"]
+    assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoint(tmp_path):
+    task = Regression(break_at=7)
+    with pytest.raises(NotFiniteError, match="not finite"):
+        train(task, options(tmp_path, save_minutes=0))
+    assert (tmp_path / "model" / "weights.pt").exists()
+
+
+def test_learning_rate_warms_up_and_falls():
+    settings = options("unused", steps=1000, warmup=100)
+    factors = [learning_rate_factor(step, settings) for step in range(1000)]
+    assert factors[0] == pytest.approx(0.01)
+    assert max(factors) == pytest.approx(1, abs=1e-3)
+    assert factors[100:] == sorted(factors[100:], reverse=True)
+    assert factors[-1] == pytest.approx(0.05, abs=1e-3)

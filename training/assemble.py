@@ -1,0 +1,32 @@
+"""The checkpoint folder from the networks that the stages wrote."""
+
+from pathlib import Path
+
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer, VitPoseForPoseEstimation
+
+from bolid_training.model.adapter import Adapter
+from bolid_training.model.checkpoint import Checkpoint, build_scheduler, clip_parts
+from bolid_training.model.config import AvatarConfig
+from bolid_training.model.pose_estimator import PoseEstimator
+
+
+def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = None) -> int:
+    """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes."""
+    config = config or AvatarConfig()
+    model = {name: runs / name / "model" for name in ("clip", "vae", "pose", "unet", "adapter")}
+    unet = UNet2DConditionModel.from_pretrained(model["unet"])
+    adapter = Adapter(unet, config)
+    adapter.load(model["adapter"])
+    Checkpoint(
+        config=config,
+        unet=unet,
+        vae=AutoencoderTiny.from_pretrained(model["vae"]),
+        **clip_parts(CLIPModel.from_pretrained(model["clip"])),
+        tokenizer=CLIPTokenizer.from_pretrained(model["clip"]),
+        feature_extractor=CLIPImageProcessor.from_pretrained(model["clip"]),
+        pose_estimator=PoseEstimator(VitPoseForPoseEstimation.from_pretrained(model["pose"])),
+        scheduler=build_scheduler(config),
+        adapter=adapter,
+    ).save(out)
+    return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

@@ -1,0 +1,111 @@
+"""`bolid-train`: data, the stages of the avatar, and the checkpoint put together from them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from bolid_training.avatars.cli import data as data_command
+from bolid_training.recipes.avatar import STAGES
+
+RUNS = Path("runs/avatar")
+DATA = Path("runs/people")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Trains BoLID. For the embedded avatar, from nothing:
+
+    \b
+      bolid-train data --out runs/people     render people (CC0, synthetic)
+      bolid-train stage clip                 tokenizer and CLIP
+      bolid-train stage vae                  autoencoder
+      bolid-train stage pose                 12 keypoints
+      bolid-train stage unet                 the text-to-image base
+      bolid-train stage adapter              BoLID on the frozen base
+      bolid-train assemble                   one diffusers folder of all that
+      bolid-export --precision fp16          engines for the SDK
+
+    Every stage continues where it was interrupted.
+    """
+
+
+main.add_command(data_command, "data")
+
+
+@main.command()
+@click.argument("name", type=click.Choice(list(STAGES)))
+@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="From `bolid-train data`.")
+@click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True, help="Where all stages write.")
+@click.option("--steps", type=click.IntRange(1), help="Instead of the recipe's.")
+@click.option("--batch-size", type=click.IntRange(2), help="Instead of the recipe's.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Instead of the recipe's.")
+@click.option("--limit", type=click.IntRange(2), help="Train on the first so many pictures only.")
+@click.option("--seed", default=0, show_default=True)
+def stage(
+    name: str,
+    data: Path,
+    runs: Path,
+    steps: int | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    limit: int | None,
+    seed: int,
+) -> None:
+    """Trains one stage, or continues it."""
+    from bolid_training.loop import LoopOptions, NotFiniteError, train
+
+    given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    recipe = replace(STAGES[name], **{option: value for option, value in given.items() if value is not None})
+    options = LoopOptions(out=runs / name, seed=seed, **vars(recipe))
+    try:
+        train(build_task(name, data, runs, limit), options)
+    except (FileNotFoundError, NotFiniteError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("training/weights/avatar"), show_default=True)
+def assemble(runs: Path, out: Path) -> None:
+    """Puts the stages' networks together into one diffusers folder, weights in float16."""
+    from bolid_training.assemble import assemble_checkpoint
+
+    size = assemble_checkpoint(runs, out)
+    click.echo(json.dumps({"checkpoint": str(out), "megabytes": round(size / 1e6, 1)}))
+
+
+def build_task(name: str, data: Path, runs: Path, limit: int | None):  # noqa: ANN201 - one of the stages' tasks
+    """The stage's task on the data set's train and validation splits."""
+    import diffusers
+    import torch
+    import transformers
+
+    from bolid_training.data import load_people
+    from bolid_training.model.config import AvatarConfig
+
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = AvatarConfig()
+    people, validation = load_people(data, "train", limit), load_people(data, "validation", 600)
+    if name == "vae":
+        from bolid_training.stages.vae import VaeTask
+
+        return VaeTask(config, people, validation)
+    if name == "clip":
+        from bolid_training.stages.clip import ClipTask
+
+        return ClipTask(config, people, validation)
+    if name == "pose":
+        from bolid_training.stages.pose import PoseTask
+
+        return PoseTask(config, people, validation, load_people(data, "empty"))
+    if name == "unet":
+        from bolid_training.stages.unet import UnetTask
+
+        return UnetTask(config, people, validation, runs)
+    from bolid_training.stages.adapter import AdapterTask
+
+    return AdapterTask(config, people, validation, runs)

@@ -1,0 +1,81 @@
+"""Pictures of people as arrays in memory, and what is derived from them once for all steps.
+
+Derived arrays (latents, patch tokens, skeletons) are computed once, kept as .npy files in a cache folder under a name that
+holds the data set's split and size, and memory-mapped.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from bolid_training.avatars.reader import Samples, load_split
+
+FLIP = [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]  # left and right keypoints change places in a mirrored picture
+
+
+class People(Samples):
+    """One split of `bolid-train data`. Samples of one identity are pictures of one person in the same clothes."""
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        return [entry["captions"] for entry in self.metadata]
+
+    @cached_property
+    def photos(self) -> NDArray[np.bool_]:
+        """[N]: which samples look like photographs, as references do."""
+        return np.array([entry["style"] == "photo" for entry in self.metadata])
+
+    @cached_property
+    def siblings(self) -> list[NDArray[np.int64]]:
+        """For each sample, the other samples of the same person, photographs if there are any."""
+        by_identity: dict[int, list[int]] = {}
+        for index, identity in enumerate(self.identity):
+            by_identity.setdefault(int(identity), []).append(index)
+        return [self._siblings(index, by_identity[int(self.identity[index])]) for index in range(len(self))]
+
+    def _siblings(self, index: int, candidates: list[int]) -> NDArray[np.int64]:
+        others = [i for i in candidates if i != index] or [index]
+        photos = [i for i in others if self.photos[i]]
+        return np.array(photos or others)
+
+
+def load_people(folder: Path, split: str, limit: int | None = None) -> People:
+    """The finished part of a split. Raises FileNotFoundError when there is none."""
+    return People(**vars(load_split(folder, split, limit)))
+
+
+def pixels(images: NDArray[np.uint8]) -> Tensor:
+    """[B, H, W, 3] bytes -> float32 [B, 3, H, W] in [-1, 1], channels last in memory."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+
+
+def resize(batch: Tensor, size: int) -> Tensor:
+    """Area-averaged to [B, 3, size, size]."""
+    return F.interpolate(batch, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def cached(file: Path, compute: Callable[[slice], NDArray], count: int, chunk: int = 64) -> NDArray:
+    """A read-only memory map of `compute` over all samples, computed on first use, `chunk` at a time, and then kept."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial.npy")
+        out = None
+        for piece in tqdm(_slices(count, chunk), total=-(-count // chunk), desc=file.stem, dynamic_ncols=True):
+            values = compute(piece)
+            if out is None:
+                out = np.lib.format.open_memmap(partial, "w+", values.dtype, (count, *values.shape[1:]))
+            out[piece] = values
+        out.flush()
+        partial.rename(file)
+    return np.load(file, mmap_mode="r")
+
+
+def _slices(count: int, chunk: int) -> Iterator[slice]:
+    return (slice(start, min(start + chunk, count)) for start in range(0, count, chunk))

@@ -1,0 +1,213 @@
+"""The training loop: one for every network of the project.
+
+A `Task` says what is trained, on what, and how it is looked at; the loop does the rest through accelerate: mixed
+precision, several processes, EMA, clipping, checkpoints from which a run continues exactly, TensorBoard.
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from tqdm import tqdm
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopOptions:
+    """`batch_size` is a process'; `steps` are optimizer steps; `learning_rate` is the peak after `warmup` steps, from
+    where it falls along a cosine to a twentieth."""
+
+    out: Path
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup: int = 100
+    weight_decay: float = 0.01
+    ema_decay: float = 0.999
+    max_grad_norm: float = 1.0
+    mixed_precision: str = "bf16"
+    save_minutes: float = 4.0
+    validate_every: int = 500
+    seed: int = 0
+
+
+class Task(Protocol):
+    """What the loop needs to know of a stage."""
+
+    module: nn.Module
+
+    def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
+        """Draws a batch. Everything random in it comes from `rng`, which is what makes runs repeatable."""
+
+    def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Named scalar losses; the first is minimised, the others are logged."""
+
+    def validate(self, sheet: Path) -> dict[str, float]:
+        """Metrics on validation people, with the EMA weights in place; writes a contact sheet."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the trained network, with the EMA weights in place."""
+
+
+class NotFiniteError(RuntimeError):
+    """The loss became NaN or infinite; the last checkpoint is intact."""
+
+
+def train(task: Task, options: LoopOptions) -> None:
+    """Trains until `options.steps`, continuing from the newest checkpoint in `options.out`.
+
+    Raises NotFiniteError when a loss is not finite.
+    """
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(
+            project_dir=str(options.out), automatic_checkpoint_naming=True, total_limit=2
+        ),
+    )
+    _initialise(accelerator, options)
+    parameters = [parameter for parameter in task.module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.99), fused=True
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options))
+    ema = EMAModel(parameters, decay=options.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
+    progress = Progress()
+    module, optimizer = accelerator.prepare(task.module, optimizer)
+    accelerator.register_for_checkpointing(schedule, ema, progress)
+    _resume(accelerator, options.out, progress)
+
+    saved = time.monotonic()
+    bar = tqdm(total=options.steps, initial=progress.step, desc=options.out.name, dynamic_ncols=True, smoothing=0.05)
+    while progress.step < options.steps:
+        rng = np.random.default_rng([options.seed, progress.step, accelerator.process_index])
+        losses = task.losses(module, task.batch(rng, options.batch_size))
+        values = _step(accelerator, losses, parameters, optimizer, options)
+        schedule.step()
+        ema.step(parameters)
+        progress.step += 1
+        bar.update()
+        if progress.step % 10 == 0:
+            bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()})
+            accelerator.log({f"train/{name}": value for name, value in values.items()}, step=progress.step)
+        if progress.step % options.validate_every == 0 or progress.step == options.steps:
+            _validate(accelerator, task, ema, parameters, progress.step, options)
+        if time.monotonic() - saved > 60 * options.save_minutes or progress.step == options.steps:
+            _save(accelerator, task, ema, parameters, progress, options)
+            saved = time.monotonic()
+    bar.close()
+    accelerator.end_training()
+
+
+def learning_rate_factor(step: int, options: LoopOptions) -> float:
+    """Linear warm-up, then a cosine from 1 to 0.05."""
+    if step < options.warmup:
+        return (step + 1) / options.warmup
+    done = (step - options.warmup) / max(1, options.steps - options.warmup)
+    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+class Progress:
+    """The step counter, as accelerate wants things that are saved."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.step = state["step"]
+
+
+def _initialise(accelerator: Accelerator, options: LoopOptions) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
+    if accelerator.is_main_process:
+        (options.out / "options.json").write_text(json.dumps(settings, indent=2) + "\n")
+    accelerator.init_trackers("tensorboard")
+
+
+def _resume(accelerator: Accelerator, out: Path, progress: Progress) -> None:
+    checkpoints = out / "checkpoints"
+    complete = [c for c in checkpoints.glob("checkpoint_*") if (c / "complete").exists()] if checkpoints.exists() else []
+    if not complete:
+        return
+    newest = max(complete, key=lambda c: int(c.name.rpartition("_")[2]))
+    accelerator.load_state(str(newest))
+    accelerator.project_configuration.iteration = int(newest.name.rpartition("_")[2]) + 1
+    accelerator.print(f"continuing {out} at step {progress.step}")
+
+
+def _step(
+    accelerator: Accelerator,
+    losses: dict[str, Tensor],
+    parameters: list[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    options: LoopOptions,
+) -> dict[str, float]:
+    values = {name: float(value.detach()) for name, value in losses.items()}
+    if not all(math.isfinite(value) for value in values.values()):
+        raise NotFiniteError(f"loss is not finite: {values}; continue from the last checkpoint with a lower rate")
+    accelerator.backward(next(iter(losses.values())))
+    values["grad_norm"] = float(accelerator.clip_grad_norm_(parameters, options.max_grad_norm))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return values
+
+
+def _validate(
+    accelerator: Accelerator,
+    task: Task,
+    ema: EMAModel,
+    parameters: list[nn.Parameter],
+    step: int,
+    options: LoopOptions,
+) -> None:
+    if not accelerator.is_main_process:
+        return
+    sheets = options.out / "sheets"
+    sheets.mkdir(exist_ok=True)
+    with ema_weights(ema, parameters), torch.no_grad():
+        metrics = task.validate(sheets / f"{step:06d}.png")
+    accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step=step)
+    with open(options.out / "validation.jsonl", "a") as file:
+        file.write(json.dumps({"step": step, **metrics}) + "\n")
+    tqdm.write(f"{options.out.name} {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+
+
+def _save(
+    accelerator: Accelerator,
+    task: Task,
+    ema: EMAModel,
+    parameters: list[nn.Parameter],
+    progress: Progress,
+    options: LoopOptions,
+) -> None:
+    folder = Path(accelerator.save_state())
+    (folder / "complete").touch()
+    if accelerator.is_main_process:
+        with ema_weights(ema, parameters):
+            task.save(options.out / "model")
+
+
+class ema_weights:  # noqa: N801 - reads as a with statement
+    """Puts the EMA weights into `parameters` inside a `with`, and the trained ones back after it."""
+
+    def __init__(self, ema: EMAModel, parameters: list[nn.Parameter]):
+        self.ema, self.parameters = ema, parameters
+
+    def __enter__(self) -> None:
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+
+    def __exit__(self, *exc: object) -> None:
+        self.ema.restore(self.parameters)

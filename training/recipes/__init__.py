@@ -1,0 +1,1 @@
+"""How long and how fast each stage trains: one table a recipe."""

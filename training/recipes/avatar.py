@@ -1,0 +1,21 @@
+"""The avatar at 128 x 128, within a few hours on two CPU cores."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecipe:
+    steps: int
+    batch_size: int
+    learning_rate: float
+    ema_decay: float = 0.999
+    validate_every: int = 500
+
+
+STAGES = {
+    "clip": StageRecipe(steps=450, batch_size=128, learning_rate=1e-3),
+    "vae": StageRecipe(steps=1400, batch_size=64, learning_rate=2e-3, ema_decay=0.998, validate_every=300),
+    "pose": StageRecipe(steps=1500, batch_size=32, learning_rate=1e-3, ema_decay=0.998, validate_every=600),
+    "unet": StageRecipe(steps=3000, batch_size=32, learning_rate=4e-4),
+    "adapter": StageRecipe(steps=1800, batch_size=32, learning_rate=5e-4, validate_every=600),
+}

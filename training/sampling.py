@@ -1,0 +1,44 @@
+"""The plain diffusers sampling loop, for validation sheets and as the reference of the exported engines."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import SchedulerMixin, UNet2DConditionModel
+from torch import Tensor
+
+
+@torch.no_grad()
+def sample_latents(
+    unet: UNet2DConditionModel,
+    scheduler: SchedulerMixin,
+    shape: tuple[int, int, int, int],
+    *,
+    steps: int,
+    guidance: float,
+    encoder_hidden_states: Tensor,
+    attention: dict[str, Tensor] | None = None,
+    pose_features: Sequence[Tensor] | None = None,
+    noise: Tensor | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Latents [B, c, h, w] by classifier-free guidance.
+
+    `encoder_hidden_states` and the tokens in `attention` hold the unconditional half first, [2B, ...]; `pose_features`
+    are [B, ...] and go into both halves. `noise` replaces the draw from `seed`.
+    """
+    sample = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) if noise is None else noise
+    scheduler.set_timesteps(steps)
+    sample = sample * scheduler.init_noise_sigma
+    both = [torch.cat([feature, feature]) for feature in pose_features] if pose_features is not None else None
+    for timestep in scheduler.timesteps:
+        model_input = scheduler.scale_model_input(torch.cat([sample, sample]), timestep)
+        output = unet(
+            model_input,
+            timestep,
+            encoder_hidden_states,
+            cross_attention_kwargs=attention,
+            down_intrablock_additional_residuals=list(both) if both is not None else None,
+        ).sample
+        unconditional, conditional = output.chunk(2)
+        sample = scheduler.step(unconditional + guidance * (conditional - unconditional), timestep, sample).prev_sample
+    return sample

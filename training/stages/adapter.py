@@ -1,0 +1,205 @@
+"""Stage `adapter`: the BoLID adapter on the frozen UNet.
+
+L_rec (eq. 2 of the brief) on pairs: identity tokens come from one picture of a person, skeleton, text and noise from
+another. So the adapter cannot copy; it has to carry over what stays when pose, place and style change.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from bolid_training.avatars.parts import Part
+from bolid_training.avatars.sheets import contact_sheet
+from bolid_training.conditions import (
+    body_weight,
+    encode_patches,
+    estimated_keypoints,
+    masked_features,
+    null_patches,
+    part_crops,
+    place_only,
+    shrink,
+    skeleton,
+    skeleton_batch,
+)
+from bolid_training.data import People, cached
+from bolid_training.model.adapter import Adapter
+from bolid_training.model.checkpoint import build_scheduler, clip_parts
+from bolid_training.model.config import AvatarConfig
+from bolid_training.sampling import sample_latents
+from bolid_training.stages.clip import tokenize
+from bolid_training.stages.unet import cached_latents, diffusion_loss, noisy_batch
+from bolid_training.stages.vae import to_bytes
+
+DROP_TEXT = 0.1
+DROP_IDENTITY = 0.1
+DROP_BOTH = 0.05
+DROP_POSE = 0.1
+IMAGE_PROMPT = 0.3  # share of steps with an image prompt; without one the branch is off, as at inference
+TWO_REFERENCES = 0.2
+BODY_WEIGHT = 2.0  # extra weight of a latent pixel that the person covers (StoryMaker's person-weighted loss)
+
+
+class ConditionedUNet(nn.Module):
+    """The frozen UNet with a trainable adapter: conditions in, predicted noise out."""
+
+    def __init__(self, unet: UNet2DConditionModel, config: AvatarConfig):
+        super().__init__()
+        self.adapter = Adapter(unet.requires_grad_(False), config)
+        # in a tuple, so that the frozen UNet is neither saved with every checkpoint nor sent between processes
+        self.frozen = (unet.to(memory_format=torch.channels_last),)
+
+    def attention(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tokens and scales that body-ID attention takes."""
+        ones = torch.ones(len(self.adapter.layers))
+        identity_tokens = self.adapter.identity_encoder(batch["patch_tokens"], batch["parts"])
+        attention = {"identity_tokens": identity_tokens, "identity_scale": ones}
+        if "image_patch_tokens" in batch:
+            image_tokens = self.adapter.image_projector(batch["image_patch_tokens"])
+            attention |= {"image_tokens": image_tokens, "image_scale": ones}
+        return attention
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        features = masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
+        return self.frozen[0](
+            batch["sample"],
+            batch["timestep"],
+            batch["encoder_hidden_states"],
+            cross_attention_kwargs=self.attention(batch),
+            down_intrablock_additional_residuals=features,
+        ).sample
+
+
+class AdapterTask:
+    def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
+        self.config, self.people, self.validation, self.runs = config, people, validation, runs
+        self.vae = AutoencoderTiny.from_pretrained(runs / "vae" / "model").eval().requires_grad_(False)
+        clip = CLIPModel.from_pretrained(runs / "clip" / "model")
+        parts = clip_parts(clip)
+        self.tokenizer = CLIPTokenizer.from_pretrained(runs / "clip" / "model")
+        self.text_encoder = parts["text_encoder"].eval().requires_grad_(False)
+        self.image_encoder = parts["image_encoder"].eval().requires_grad_(False)
+        self.extractor = CLIPImageProcessor.from_pretrained(runs / "clip" / "model")
+        self.scheduler = build_scheduler(config)
+        self.null = null_patches(self.image_encoder, config.vision_size)
+        self.train_arrays = self._arrays(people, "train")
+        self.validation_arrays = self._arrays(validation, "validation")
+        unet = UNet2DConditionModel.from_pretrained(runs / "unet" / "model")
+        self.module = ConditionedUNet(unet, config).to(memory_format=torch.channels_last)
+
+    def _arrays(self, people: People, split: str) -> dict[str, np.ndarray]:
+        """latents, patch tokens of the part crops and of the place alone, skeletons, body weights: once, for all steps."""
+        cache, count = self.runs / "cache", len(people)
+        name = lambda kind: cache / f"{kind}-{split}-{count}.npy"  # noqa: E731
+        points = np.stack([estimated_keypoints(k, i) for i, k in enumerate(people.keypoints)])
+        size, side = self.config.vision_size, people.images.shape[1]
+
+        def crops(piece: slice) -> np.ndarray:
+            cut = [part_crops(i, k, size) for i, k in zip(people.images[piece], points[piece], strict=True)]
+            return self._encode(np.stack(cut))
+
+        def places(piece: slice) -> np.ndarray:
+            pairs = zip(people.images[piece], people.parts[piece], strict=True)
+            return self._encode(np.stack([place_only(shrink(i, size), _nearest(p, size)) for i, p in pairs]))
+
+        return {
+            "latents": cached_latents(self.vae, people, cache / f"latents-{count}.npy"),
+            "patches": cached(name("patches"), crops, count),
+            "places": cached(name("places"), places, count),
+            "skeletons": cached(name("skeletons"), lambda p: np.stack([skeleton(k, side) for k in points[p]]), count),
+            "body": cached(name("body"), lambda p: body_weight(people.parts[p], side // 8).numpy(), count),
+        }
+
+    def _encode(self, crops: np.ndarray) -> np.ndarray:
+        return encode_patches(self.image_encoder, self.extractor, crops).half().numpy()
+
+    def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
+        arrays, people = self.train_arrays, self.people
+        indices = rng.integers(len(people), size=size)
+        drop = rng.random(size)
+        drop_identity = (drop < DROP_IDENTITY) | (drop > 1 - DROP_BOTH)
+        drop_text = ((drop >= DROP_IDENTITY) & (drop < DROP_IDENTITY + DROP_TEXT)) | (drop > 1 - DROP_BOTH)
+        captions = [people.captions[i][rng.integers(len(people.captions[i]))] for i in indices]
+        captions = ["" if dropped else caption for caption, dropped in zip(captions, drop_text, strict=True)]
+        references = 2 if rng.random() < TWO_REFERENCES else 1
+        chosen = np.stack([rng.choice(people.siblings[i], references) for i in indices])
+        batch = noisy_batch(arrays["latents"][indices], self.scheduler, rng) | {
+            "encoder_hidden_states": self.encode_text(captions),
+            "patch_tokens": self._patches(arrays["patches"], chosen, drop_identity),
+            "parts": torch.arange(self.config.parts).repeat(references).expand(size, -1),
+            "skeleton": skeleton_batch(arrays["skeletons"][indices]),
+            "keep_pose": torch.from_numpy(rng.random(size) >= DROP_POSE),
+            "body": torch.from_numpy(arrays["body"][indices]),
+        }
+        if rng.random() < IMAGE_PROMPT:
+            places = torch.from_numpy(arrays["places"][indices].astype(np.float32))
+            places[torch.from_numpy(drop > 1 - 2 * DROP_BOTH)] = self.null
+            batch["image_patch_tokens"] = places
+        return batch
+
+    def _patches(self, patches: np.ndarray, chosen: np.ndarray, dropped: np.ndarray) -> Tensor:
+        """float32 [B, V, P, D]: the crops of the chosen references [B, R], or those of nobody."""
+        tokens = torch.from_numpy(patches[chosen].astype(np.float32)).flatten(1, 2)
+        tokens[torch.from_numpy(dropped)] = self.null
+        return tokens
+
+    @torch.no_grad()
+    def encode_text(self, captions: list[str]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.text_encoder(tokenize(self.tokenizer, captions))[0].float()
+
+    def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return diffusion_loss(module(batch), batch, 1 + BODY_WEIGHT * batch["body"])
+
+    def validate(self, sheet: Path) -> dict[str, float]:
+        """Rows of reference, skeleton, target, generated: validation people that the adapter has not seen."""
+        arrays, people, count = self.validation_arrays, self.validation, 24
+        indices = np.linspace(0, len(people) - 1, count).astype(int)
+        references = np.array([[people.siblings[i][0]] for i in indices])
+        batch = {
+            "patch_tokens": torch.cat(
+                [self._patches(arrays["patches"], references, np.full(count, nobody)) for nobody in (True, False)]
+            ),
+            "parts": torch.arange(self.config.parts).expand(2 * count, -1),
+        }
+        captions = [people.captions[i][0] for i in indices]
+        latents = sample_latents(
+            self.module.frozen[0],
+            self.scheduler,
+            (count, *arrays["latents"].shape[1:]),
+            steps=20,
+            guidance=3.0,
+            encoder_hidden_states=self.encode_text([""] * count + captions),
+            attention=self.module.attention(batch),
+            pose_features=self.module.adapter.pose_guider(skeleton_batch(arrays["skeletons"][indices])),
+        )
+        out = to_bytes(self.vae.decode(latents).sample)
+        rows = [people.images[references[:, 0]], arrays["skeletons"][indices], people.images[indices], out]
+        contact_sheet(np.stack(rows, 1).reshape(-1, *out.shape[1:]), columns=8).save(sheet)
+        return {"colour_error": colour_error(out, people.images[indices], people.parts[indices])}
+
+    def save(self, folder: Path) -> None:
+        self.module.adapter.save(folder)
+
+
+def colour_error(images: np.ndarray, truth: np.ndarray, parts: np.ndarray) -> float:
+    """Mean distance (in [0, 1] RGB) of the mean colour of clothes between generated and true pictures.
+
+    The parts are the true picture's: where the pose is followed the generated body covers them too.
+    """
+    errors = []
+    for image, target, labels in zip(images, truth, parts, strict=True):
+        for part in (Part.UPPER, Part.LOWER):
+            region = labels == part
+            if region.sum() > 40:
+                errors.append(np.linalg.norm(image[region].mean(0) - target[region].mean(0)) / 255)
+    return float(np.mean(errors))
+
+
+def _nearest(parts: np.ndarray, size: int) -> np.ndarray:
+    step = parts.shape[0] // size
+    return parts[::step, ::step]

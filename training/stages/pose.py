@@ -1,0 +1,103 @@
+"""Stage `pose`: ViTPose on the pictures' exact keypoints."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bolid_sdk.pose import draw_skeleton
+from bolid_training.avatars.parts import Part
+from bolid_training.avatars.sheets import contact_sheet
+from bolid_training.data import FLIP, People, pixels
+from bolid_training.model.config import AvatarConfig
+from bolid_training.model.pose_estimator import PoseEstimator, build_vitpose, draw_heatmaps
+from bolid_training.stages.vae import to_bytes
+
+CROWD = 0.1  # share of batches with a second person pasted in: the runtime counts people by their peaks
+EMPTY = 0.06  # share of pictures of places without people: nobody must look like nobody
+PEAK_WEIGHT = 10.0
+
+
+class PoseTask:
+    def __init__(self, config: AvatarConfig, people: People, validation: People, empty: People):
+        self.people, self.validation, self.empty = people, validation, empty
+        self.module = PoseEstimator(build_vitpose(config.image_size, config.pose_width, config.pose_layers))
+
+    def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
+        indices = rng.integers(len(self.people), size=size)
+        images, keypoints = pixels(self.people.images[indices]), torch.from_numpy(self.people.keypoints[indices])
+        heatmaps = visible_heatmaps(keypoints, images.shape[-1] // 4)
+        person = torch.from_numpy(self.people.parts[indices] != Part.BACKGROUND)[:, None]
+        if rng.random() < CROWD:
+            images, heatmaps = paste_second_person(images, heatmaps, person, rng)
+        nobody = rng.random(size) < EMPTY
+        images[nobody] = pixels(self.empty.images[rng.integers(len(self.empty), size=nobody.sum())])
+        heatmaps[nobody] = 0
+        return augment(images, heatmaps, rng)
+
+    def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        heatmaps = module(batch["pixels"])[1].float()
+        weight = 1 + PEAK_WEIGHT * batch["heatmaps"]
+        return {"loss": (weight * (heatmaps - batch["heatmaps"]).square()).mean() * 100}
+
+    def validate(self, sheet: Path) -> dict[str, float]:
+        images, truth = pixels(self.validation.images[:200]), torch.from_numpy(self.validation.keypoints[:200])
+        found = self.module(images)[0]
+        drawn = [draw_skeleton(points.numpy(), *images.shape[-2:]) for points in found[:18]]
+        overlay = np.maximum(to_bytes(images[:18]) // 2, np.stack(drawn))
+        contact_sheet(overlay, columns=6).save(sheet)
+        nobody = self.module(pixels(self.empty.images[-200:]))[0]
+        error = (found[..., :2] - truth[..., :2]).norm(dim=-1)
+        seen = truth[..., 2] == 2
+        return {
+            "error_visible": float(error[seen].mean()),
+            "within_5_percent": float((error[truth[..., 2] > 0] < 0.05).float().mean()),
+            "confidence": float(found[..., 2].mean()),
+            "confidence_empty": float(nobody[..., 2].mean()),
+        }
+
+    def save(self, folder: Path) -> None:
+        self.module.vitpose.save_pretrained(folder)
+
+
+def visible_heatmaps(keypoints: Tensor, side: int) -> Tensor:
+    """Heatmaps [B, 12, side, side] with a peak for each keypoint inside the picture, occluded or not."""
+    return draw_heatmaps(keypoints[..., :2], side, side) * (keypoints[..., 2, None, None] > 0)
+
+
+def paste_second_person(
+    images: Tensor, heatmaps: Tensor, person: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Each picture gets the person of the next one beside its own, both at 55-75 % of their size."""
+    scale = rng.uniform(0.55, 0.75)
+    first, second = (-0.45, 0.45) if rng.random() < 0.5 else (0.45, -0.45)
+    roll = lambda tensor: tensor.roll(1, 0)  # noqa: E731
+    base = warp(images, scale, first, 0.0)
+    mask = warp(roll(person).float(), scale, second, 0.0, padding="zeros") > 0.5
+    pasted = torch.where(mask, warp(roll(images), scale, second, 0.0), base)
+    peaks = torch.maximum(
+        warp(heatmaps, scale, first, 0.0, padding="zeros"), warp(roll(heatmaps), scale, second, 0.0, padding="zeros")
+    )
+    return pasted, peaks
+
+
+def augment(images: Tensor, heatmaps: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
+    """Mirror, scale, shift, brightness and contrast, one draw a batch."""
+    if rng.random() < 0.5:
+        images, heatmaps = images.flip(3), heatmaps.flip(3)[:, FLIP]
+    if rng.random() < 0.7:
+        scale, dx, dy = rng.uniform(0.6, 1.2), *rng.uniform(-0.2, 0.2, 2)
+        padding = "zeros" if rng.random() < 0.5 else "border"
+        images = warp(images, scale, dx, dy, padding=padding)
+        heatmaps = warp(heatmaps, scale, dx, dy, padding="zeros")
+    gain, offset = rng.uniform(0.7, 1.3), rng.uniform(-0.2, 0.2)
+    return {"pixels": (images * gain + offset).clamp(-1, 1), "heatmaps": heatmaps}
+
+
+def warp(images: Tensor, scale: float, dx: float, dy: float, padding: str = "border") -> Tensor:
+    """The pictures scaled about their centre and moved by (dx, dy) in units of half the side."""
+    theta = torch.tensor([[1 / scale, 0, -dx / scale], [0, 1 / scale, -dy / scale]], dtype=images.dtype)
+    grid = F.affine_grid(theta.expand(len(images), -1, -1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)

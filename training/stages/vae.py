@@ -1,0 +1,91 @@
+"""Stage `vae`: AutoencoderTiny on the pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bolid_training.avatars.sheets import contact_sheet
+from bolid_training.data import People, pixels
+from bolid_training.model.checkpoint import build_vae
+from bolid_training.model.config import AvatarConfig
+
+CROP = 64
+ON_PERSON = 0.7
+LATENT_NOISE = 0.1  # of a standard deviation: the decoder has to forgive what the denoiser gets wrong
+LATENT_WEIGHT = 0.02
+EDGE_WEIGHT = 1.0
+
+
+class Autoencoder(nn.Module):
+    """Encoder, noise on the latents, decoder: pixels [B, 3, H, W] -> reconstruction, latents [B, c, H/8, W/8]."""
+
+    def __init__(self, vae: AutoencoderTiny):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, batch: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        latents = self.vae.encode(batch).latents
+        return self.vae.decode(latents + LATENT_NOISE * noise).sample, latents
+
+
+class VaeTask:
+    def __init__(self, config: AvatarConfig, people: People, validation: People):
+        self.config, self.people = config, people
+        self.module = Autoencoder(build_vae(config)).to(memory_format=torch.channels_last)
+        self.held_out = pixels(validation.images[:64])
+
+    def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
+        images = np.stack([self._crop(index, rng) for index in rng.integers(len(self.people), size=size)])
+        if rng.random() < 0.5:
+            images = np.ascontiguousarray(images[:, :, ::-1])
+        noise = rng.standard_normal((size, self.config.latent_channels, CROP // 8, CROP // 8), dtype=np.float32)
+        return {"pixels": pixels(images), "noise": torch.from_numpy(noise)}
+
+    def _crop(self, index: int, rng: np.random.Generator) -> np.ndarray:
+        """A square of `CROP` pixels, mostly around a keypoint: faces and clothes are harder than sky."""
+        image = self.people.images[index]
+        limit = image.shape[0] - CROP
+        left, top = rng.integers(limit + 1, size=2)
+        if rng.random() < ON_PERSON:
+            x, y = self.people.keypoints[index, rng.integers(12), :2] * image.shape[0] - CROP / 2
+            left, top = np.clip([x, y] + rng.normal(0, CROP / 4, 2), 0, limit).astype(int)
+        return image[top : top + CROP, left : left + CROP]
+
+    def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        out, latents = module(batch["pixels"], batch["noise"])
+        out, target = out.float(), batch["pixels"]
+        error = (out - target).abs().mean() + F.mse_loss(out, target)
+        edges = sum((a - b).abs().mean() for a, b in zip(gradients(out), gradients(target), strict=True))
+        spread = unit_variance(latents.float())
+        return {"loss": error + EDGE_WEIGHT * edges + LATENT_WEIGHT * spread, "error": error, "spread": spread}
+
+    def validate(self, sheet: Path) -> dict[str, float]:
+        vae = self.module.vae
+        latents = vae.encode(self.held_out).latents
+        out = vae.decode(latents).sample.clamp(-1, 1)
+        pairs = torch.stack([self.held_out[:12], out[:12]], 1).flatten(0, 1)
+        contact_sheet(to_bytes(pairs), columns=6).save(sheet)
+        mse = F.mse_loss(out, self.held_out, reduction="none").mean((1, 2, 3))
+        return {"psnr": float((10 * torch.log10(4 / mse)).mean()), "latent_std": float(latents.std())}
+
+    def save(self, folder: Path) -> None:
+        self.module.vae.save_pretrained(folder)
+
+
+def gradients(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Horizontal and vertical differences of neighbouring pixels."""
+    return image[..., 1:] - image[..., :-1], image[..., 1:, :] - image[..., :-1, :]
+
+
+def unit_variance(latents: Tensor) -> Tensor:
+    """How far each channel's mean and standard deviation over the batch are from 0 and 1."""
+    return latents.mean((0, 2, 3)).square().mean() + (latents.std((0, 2, 3)) - 1).square().mean()
+
+
+def to_bytes(batch: Tensor) -> np.ndarray:
+    """float [B, 3, H, W] in [-1, 1] -> uint8 [B, H, W, 3]."""
+    return ((batch.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
