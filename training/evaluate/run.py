@@ -1,0 +1,114 @@
+"""Generates every trial through the SDK and measures it."""
+
+import platform
+from datetime import date
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from bolid_sdk import Generator
+from bolid_sdk.backends import open_backend
+from bolid_sdk.errors import InputError
+from bolid_sdk.graphs import Graphs
+from bolid_sdk.images import stack_pixels, to_signed
+from bolid_sdk.pose import draw_skeleton
+from bolid_training.avatars.sheets import contact_sheet
+from bolid_training.data import People
+from bolid_training.evaluate.metrics import clothes_colours, colour_distance, keypoint_errors, pck, summary
+from bolid_training.evaluate.protocol import Trial
+
+BATCH = 8
+
+
+def evaluate(generator: Generator, people: People, trials: list[Trial], seed: int = 0) -> dict[str, Any]:
+    """Metrics of one picture for each trial, with ceilings (the reference itself) and floors (somebody else)."""
+    generated, refused = generate(generator, people, trials, seed)
+    kept = [trial for trial in trials if trial.identity not in refused]
+    indices = [trial.index for trial in kept]
+    truth, references = people.keypoints[indices], people.images[indices]
+    drawn_errors = keypoint_errors(estimate(generator, generated), truth)
+    real_errors = keypoint_errors(estimate(generator, references), truth)
+    other_errors = keypoint_errors(np.roll(truth, 1, 0), truth)
+    parts = people.parts[indices]
+    real = np.stack([clothes_colours(i, p) for i, p in zip(references, parts, strict=True)])
+    drawn = np.stack([clothes_colours(i, p) for i, p in zip(generated, parts, strict=True)])
+    return {
+        "pictures": len(kept),
+        "references_refused": len(refused),
+        "metrics": {
+            "pose_pck10": summary(pck(drawn_errors, 0.1)),
+            "pose_pck05": summary(pck(drawn_errors, 0.05)),
+            "clothes_colour_distance": summary(colour_distance(drawn, real)),
+        },
+        "ceilings": {
+            "pose_pck10": summary(pck(real_errors, 0.1)),
+            "pose_pck05": summary(pck(real_errors, 0.05)),
+            "clothes_colour_distance": {"value": 0.0},
+        },
+        "floors": {
+            "pose_pck10": summary(pck(other_errors, 0.1)),
+            "pose_pck05": summary(pck(other_errors, 0.05)),
+            "clothes_colour_distance": summary(colour_distance(np.roll(real, 1, 0), real)),
+        },
+        "by_pose": {
+            pose: summary(pck(drawn_errors[[t.pose == pose for t in kept]], 0.1))
+            for pose in sorted({trial.pose for trial in kept})
+        },
+    }
+
+
+def generate(
+    generator: Generator, people: People, trials: list[Trial], seed: int
+) -> tuple[NDArray[np.uint8], set[int]]:
+    """Pictures [B, H, W, 3] of the trials whose reference is accepted, and the identities that were refused."""
+    requests, refused = [], set()
+    for trial in trials:
+        try:
+            requests.append((generator.identify(Image.fromarray(people.images[trial.index])), trial.prompt))
+        except InputError:
+            refused.add(trial.identity)
+    pictures = []
+    for start in tqdm(range(0, len(requests), BATCH), desc="pictures", unit=f"x{BATCH}", dynamic_ncols=True):
+        results = generator.batch(requests[start : start + BATCH], seed=seed + start)
+        pictures += [np.asarray(result.image) for result in results]
+    return np.stack(pictures), refused
+
+
+def estimate(generator: Generator, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Keypoints [B, 12, 3] by the bundle's pose estimator, without its thresholds."""
+    size = generator.bundle.manifest.sizes.pose_width
+    resized = [Image.fromarray(image).resize((size, size)) for image in images]
+    estimator = Graphs(generator.bundle, open_backend(None, "auto", None))["pose_estimator"]
+    return np.asarray(estimator.run({"pixels": to_signed(stack_pixels(resized))})["keypoints"])
+
+
+def sheet(generator: Generator, people: People, trials: list[Trial], seeds: int = 4) -> Image.Image:
+    """Rows of reference, pose, and `seeds` pictures; the prompt stands under them."""
+    cells, labels = [], []
+    for trial in trials:
+        reference = people.images[trial.index]
+        identity = generator.identify(Image.fromarray(reference))
+        skeleton = draw_skeleton(identity.keypoints, *reference.shape[:2])
+        results = generator.batch([(identity, trial.prompt)] * seeds, seed=0)
+        cells += [reference, skeleton, *(np.asarray(result.image) for result in results)]
+        labels += ["reference", "pose", trial.prompt, *[""] * (seeds - 1)]
+    return contact_sheet(cells, columns=2 + seeds, labels=labels)
+
+
+def setup(generator: Generator, seed: int) -> dict[str, Any]:
+    """What a reader needs to repeat the run."""
+    return {
+        "date": date.today().isoformat(),
+        "bundle": generator.bundle.digest,
+        "backend": generator.backend,
+        "seed": seed,
+        "machine": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("bolid-sdk", "numpy", "onnxruntime")},
+        "normalisation": "PCK thresholds are fractions of the longer side of the box around the true keypoints",
+        "pose_network": "the bundle's own pose estimator (a second network judges in docs/results/comparison.json)",
+    }
