@@ -3,11 +3,16 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bolid_training.avatars.cli import data as data_command
 from bolid_training.recipes.avatar import STAGES
+
+if TYPE_CHECKING:
+    from bolid_training.loop import Task
+    from bolid_training.model.config import AvatarConfig
 
 RUNS = Path("runs/avatar")
 DATA = Path("runs/people")
@@ -19,6 +24,7 @@ def main() -> None:
 
     \b
       bolid-train data --out runs/people     render people (CC0, synthetic)
+      bolid-train profile unet               what a step reaches of this machine
       bolid-train stage clip                 tokenizer and CLIP
       bolid-train stage vae                  autoencoder
       bolid-train stage pose                 12 keypoints
@@ -36,8 +42,8 @@ main.add_command(data_command, "data")
 
 @main.command()
 @click.argument("name", type=click.Choice(list(STAGES)))
-@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="From `bolid-train data`.")
-@click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True, help="Where all stages write.")
+@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="Made by `data`.")
+@click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True, help="All stages' output.")
 @click.option("--steps", type=click.IntRange(1), help="Instead of the recipe's.")
 @click.option("--batch-size", type=click.IntRange(2), help="Instead of the recipe's.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Instead of the recipe's.")
@@ -61,8 +67,27 @@ def stage(
     options = LoopOptions(out=runs / name, seed=seed, **vars(recipe))
     try:
         train(build_task(name, data, runs, limit), options)
-    except (FileNotFoundError, NotFiniteError) as error:
+    except FileNotFoundError as error:
+        raise click.UsageError(str(error)) from error
+    except NotFiniteError as error:
         raise click.ClickException(str(error)) from error
+
+
+@main.command()
+@click.argument("name", type=click.Choice(list(STAGES)))
+@click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True)
+@click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True)
+@click.option("--batch-size", type=click.IntRange(2), help="Instead of the recipe's.")
+def profile(name: str, data: Path, runs: Path, batch_size: int | None) -> None:
+    """Measures a stage's step before a long run: samples a second, and the share of the machine's conv peak."""
+    from bolid_training.profile import profile_task
+
+    try:
+        task = build_task(name, data, runs, limit=2000)
+    except FileNotFoundError as error:
+        raise click.UsageError(str(error)) from error
+    measured = profile_task(task, batch_size or STAGES[name].batch_size)
+    click.echo(json.dumps({name: round(value, 3) for name, value in measured.items()}, indent=2))
 
 
 @main.command()
@@ -76,8 +101,13 @@ def assemble(runs: Path, out: Path) -> None:
     click.echo(json.dumps({"checkpoint": str(out), "megabytes": round(size / 1e6, 1)}))
 
 
-def build_task(name: str, data: Path, runs: Path, limit: int | None):  # noqa: ANN201 - one of the stages' tasks
-    """The stage's task on the data set's train and validation splits."""
+def build_task(
+    name: str, data: Path, runs: Path, limit: int | None = None, config: "AvatarConfig | None" = None
+) -> "Task":
+    """The stage's task on the data set's train and validation splits.
+
+    Libraries are imported here, not above: `bolid-train --help` should not wait for PyTorch.
+    """
     import diffusers
     import torch
     import transformers
@@ -88,7 +118,7 @@ def build_task(name: str, data: Path, runs: Path, limit: int | None):  # noqa: A
     diffusers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.manual_seed(0)
-    config = AvatarConfig()
+    config = config or AvatarConfig()
     people, validation = load_people(data, "train", limit), load_people(data, "validation", 600)
     if name == "vae":
         from bolid_training.stages.vae import VaeTask

@@ -1,7 +1,7 @@
 """Pictures of people as arrays in memory, and what is derived from them once for all steps.
 
-Derived arrays (latents, patch tokens, skeletons) are computed once, kept as .npy files in a cache folder under a name that
-holds the data set's split and size, and memory-mapped.
+Derived arrays (latents, patch tokens, skeletons) are computed once, kept as .npy files in a cache folder under a name
+that holds the data set's split and size, and memory-mapped.
 """
 
 from collections.abc import Callable, Iterator

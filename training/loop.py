@@ -137,8 +137,7 @@ def _initialise(accelerator: Accelerator, options: LoopOptions) -> None:
 
 
 def _resume(accelerator: Accelerator, out: Path, progress: Progress) -> None:
-    checkpoints = out / "checkpoints"
-    complete = [c for c in checkpoints.glob("checkpoint_*") if (c / "complete").exists()] if checkpoints.exists() else []
+    complete = [done.parent for done in (out / "checkpoints").glob("checkpoint_*/complete")]
     if not complete:
         return
     newest = max(complete, key=lambda c: int(c.name.rpartition("_")[2]))
@@ -179,7 +178,7 @@ def _validate(
     with ema_weights(ema, parameters), torch.no_grad():
         metrics = task.validate(sheets / f"{step:06d}.png")
     accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step=step)
-    with open(options.out / "validation.jsonl", "a") as file:
+    with (options.out / "validation.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, **metrics}) + "\n")
     tqdm.write(f"{options.out.name} {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from bolid_training.avatars.parts import Part
 from bolid_training.data import People
 from bolid_training.evaluate.metrics import clothes_colours, colour_distance, keypoint_errors, pck, summary

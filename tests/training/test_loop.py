@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from bolid_training.loop import LoopOptions, NotFiniteError, learning_rate_factor, train
 from torch import nn
+
+from bolid_training.loop import LoopOptions, NotFiniteError, learning_rate_factor, train
 
 
 class Regression:

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from bolid_training.model.checkpoint import build_checkpoint, load_checkpoint, train_tokenizer
-from bolid_training.model.config import AvatarConfig
-from bolid_training.model.pose_estimator import decode_heatmaps, draw_heatmaps
 from diffusers import StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from transformers import CLIPTokenizer
+
+from bolid_training.model.checkpoint import build_checkpoint, load_checkpoint, train_tokenizer
+from bolid_training.model.config import AvatarConfig
+from bolid_training.model.pose_estimator import decode_heatmaps, draw_heatmaps
 
 SMALL = AvatarConfig(text_layers=1, vision_layers=2, pose_layers=1, unet_channels=(32, 64, 64), vae_width=16)
 

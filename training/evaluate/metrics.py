@@ -14,8 +14,8 @@ MIN_REGION = 40  # pixels; a smaller patch of cloth has no reliable mean colour
 def keypoint_errors(found: NDArray, truth: NDArray) -> NDArray[np.float64]:
     """Distances [B, 12] between keypoints [B, 12, 2+] in units of the person's size; NaN where the truth is outside.
 
-    The size is the longer side of the box around the true keypoints, the usual normalisation of PCK. `truth` carries the
-    visibility in its third column.
+    The size is the longer side of the box around the true keypoints, the usual normalisation of PCK. `truth` carries
+    the visibility in its third column.
     """
     inside = truth[..., 2] > 0
     points = np.where(inside[..., None], truth[..., :2], np.nan)

@@ -70,7 +70,8 @@ class Adapter(nn.Module):
         self.pose_guider.load_state_dict(T2IAdapter.from_pretrained(folder / "pose_guider").state_dict())
 
     def _branch_state(self, branch: str, projection: nn.Module) -> dict[str, Tensor]:
-        state = {f"image_proj.{name}": tensor for name, tensor in _resampler_to_ip_adapter(projection.state_dict()).items()}
+        resampler_state = _resampler_to_ip_adapter(projection.state_dict())
+        state = {f"image_proj.{name}": tensor for name, tensor in resampler_state.items()}
         for index, layer in enumerate(self.layers):
             for name, tensor in getattr(layer, branch).state_dict().items():
                 state[f"ip_adapter.{2 * index + 1}.{name}"] = tensor

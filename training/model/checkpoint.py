@@ -4,10 +4,13 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
 from torch import nn
 from transformers import (
     CLIPImageProcessor,
@@ -46,7 +49,11 @@ class Checkpoint:
     def save(self, folder: Path, dtype: torch.dtype = torch.float16) -> None:
         """Writes the whole folder, weights as `dtype`."""
         folder.mkdir(parents=True, exist_ok=True)
-        index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.42.1", "safety_checker": [None, None]}
+        index = {
+            "_class_name": "StableDiffusionPipeline",
+            "_diffusers_version": diffusers.__version__,
+            "safety_checker": [None, None],
+        }
         for name in ("unet", "vae", "text_encoder", "tokenizer", "image_encoder", "feature_extractor", "scheduler"):
             part = getattr(self, name)
             part.save_pretrained(folder / name)
@@ -71,7 +78,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         raise FileNotFoundError(f"{folder} is not a BoLID checkpoint: it has no avatar.json")
     values = json.loads((folder / "avatar.json").read_text())
     config = AvatarConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-    unet = _load_unet(folder / "unet")
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     adapter = Adapter(unet, config)
     adapter.load(folder / "adapter")
     text_projection = nn.Linear(config.text_width, config.clip_projection, bias=False)
@@ -207,9 +214,6 @@ def byte_tokenizer() -> CLIPTokenizer:
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> CLIPTokenizer:
     """CLIP's byte-level BPE, with up to `vocabulary` entries learned from `texts`."""
-    from tokenizers.pre_tokenizers import ByteLevel
-    from tokenizers.trainers import BpeTrainer
-
     specials = ["<|startoftext|>", "<|endoftext|>"]
     alphabet = sorted(ByteLevel.alphabet())
     backend: Tokenizer = CLIPTokenizer().backend_tokenizer
@@ -226,10 +230,6 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> CLIPTokenizer:
     )
 
 
-def _load_unet(folder: Path) -> UNet2DConditionModel:
-    return UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32)
-
-
 def _eval(checkpoint: Checkpoint) -> Checkpoint:
     for part in vars(checkpoint).values():
         if isinstance(part, nn.Module):
@@ -242,7 +242,7 @@ def _as_float32(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _rewrite(file: Path, dtype: torch.dtype) -> None:
-    """Casts a file's weights and leaves the adapter's processors out of the UNet's file: they have files of their own."""
+    """Casts a file's weights, and leaves the adapter's processors, which have files of their own, out of the UNet's."""
     state = {name: tensor for name, tensor in load_file(file).items() if ".processor." not in name}
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     save_file(state, file, metadata={"format": "pt"})

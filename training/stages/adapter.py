@@ -92,7 +92,7 @@ class AdapterTask:
         self.module = ConditionedUNet(unet, config).to(memory_format=torch.channels_last)
 
     def _arrays(self, people: People, split: str) -> dict[str, np.ndarray]:
-        """latents, patch tokens of the part crops and of the place alone, skeletons, body weights: once, for all steps."""
+        """Latents, patch tokens of the part crops and of the place alone, skeletons, body weights: computed once."""
         cache, count = self.runs / "cache", len(people)
         name = lambda kind: cache / f"{kind}-{split}-{count}.npy"  # noqa: E731
         points = np.stack([estimated_keypoints(k, i) for i, k in enumerate(people.keypoints)])

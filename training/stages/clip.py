@@ -56,9 +56,7 @@ class ClipTask:
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """int64 [B, 77], padded and cut."""
-    return tokenizer(
-        texts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
-    ).input_ids
+    return tokenizer(texts, padding="max_length", truncation=True, max_length=MAX_TOKENS, return_tensors="pt").input_ids
 
 
 def without_padding(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:

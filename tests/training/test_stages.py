@@ -1,0 +1,66 @@
+"""Every stage on a handful of rendered people: it trains, continues, and the parts make one checkpoint."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from bolid_training.assemble import assemble_checkpoint
+from bolid_training.avatars.dataset import write_dataset
+from bolid_training.avatars.shards import Settings
+from bolid_training.cli import build_task
+from bolid_training.loop import LoopOptions, train
+from bolid_training.model.checkpoint import load_checkpoint
+from bolid_training.model.config import AvatarConfig
+from bolid_training.recipes.avatar import STAGES
+
+pytestmark = pytest.mark.slow
+TINY = AvatarConfig(
+    text_layers=1, vision_layers=2, pose_width=32, pose_layers=1, unet_channels=(32, 32, 64), vae_width=16
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("people")
+    write_dataset(folder, Settings(identities=40, views=2, size=128, seed=0), workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """All stages, two steps each."""
+    runs = tmp_path_factory.mktemp("runs")
+    for name in STAGES:
+        train(build_task(name, data, runs, config=TINY), options(runs / name))
+    return runs
+
+
+def options(out, **changes):
+    base = LoopOptions(out=out, steps=2, batch_size=4, learning_rate=1e-4, validate_every=2)
+    return replace(base, **changes)
+
+
+def test_stages_write_sheets_and_metrics(runs):
+    for name in STAGES:
+        assert (runs / name / "validation.jsonl").exists()
+        assert name == "clip" or list((runs / name / "sheets").glob("*.png"))
+
+
+def test_assembled_checkpoint_holds_what_the_stages_trained(runs, tmp_path):
+    assemble_checkpoint(runs, tmp_path, TINY)
+    checkpoint = load_checkpoint(tmp_path)
+    unet = UNet2DConditionModel.from_pretrained(runs / "unet" / "model")
+    weight, expected = checkpoint.unet.conv_in.weight, unet.conv_in.weight
+    assert (weight - expected).abs().max() < 1e-3  # float16 on disk
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors")) < 40e6
+
+
+def test_the_adapter_leaves_the_base_frozen(runs, data):
+    task = build_task("adapter", data, runs, config=TINY)
+    before = {name: tensor.clone() for name, tensor in task.module.frozen[0].state_dict().items()}
+    train(task, options(runs / "again", steps=3, learning_rate=1e-2))
+    after = task.module.frozen[0].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before if ".processor." not in name)
+    assert any(not torch.equal(before[name], after[name]) for name in before if ".processor.identity" in name)
