@@ -85,7 +85,7 @@ def _run(
 
 
 def default_output(model: Path | None, precision: str) -> Path:
-    """`engines/avatar` (fp16: the embedded bundle), else `engines/NAME-PRECISION`; in the repository if there is one."""
+    """`engines/avatar` (fp16: the embedded bundle), else `engines/NAME-PRECISION`; in the repository if any."""
     name = model.resolve().name if model else "avatar"
     embedded = model is None and precision == "fp16"
     repository = Path(__file__).resolve().parents[1]

@@ -26,16 +26,16 @@ def report(name: str, precision: str, verification: Mapping[str, Any], sizes: Ma
 
 def _loop(loop: Mapping[str, Any], limits: Mapping[str, float]) -> str:
     return (
-        f"{loop['steps']} steps with guidance, identity, image prompt and pose, against diffusers at equal noise, worst "
-        f"of {loop['pictures']} pictures: **PSNR {loop['psnr']:.1f} dB** (at least {limits['psnr']:.0f}), "
+        f"{loop['steps']} steps with guidance, identity, image prompt and pose, against diffusers at equal noise, the "
+        f"worst of {loop['pictures']} pictures: **PSNR {loop['psnr']:.1f} dB** (at least {limits['psnr']:.0f}), "
         f"**SSIM {loop['ssim']:.4f}** (at least {limits['ssim']})."
     )
 
 
 def _accepted(limits: Mapping[str, float]) -> str:
     return (
-        f"Each graph ran on inputs recorded from PyTorch; accepted are cosines from {limits['cosine']} and errors up to "
-        f"{limits['relative_error']} of the largest value."
+        f"Each graph ran on inputs recorded from PyTorch; accepted are cosines from {limits['cosine']} and errors "
+        f"up to {limits['relative_error']} of the largest value."
     )
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bolid_export.calibrate import spread
 from bolid_export.graphs import Graph
 from bolid_export.metrics import cosine, psnr, relative_error, ssim
 from bolid_export.precision import Precision
+from bolid_export.reference import diffusers_latents
 from bolid_export.scene import Scene, condition, decode, noise_source, sample
 from bolid_export.sources import model_sizes
 from bolid_export.torch_engine import Record, TorchEngine
@@ -24,7 +24,6 @@ from bolid_sdk.errors import BolidError
 from bolid_sdk.sampling import ResolvedSampling
 from bolid_sdk.schedule import NoiseSchedule
 from bolid_training.model.checkpoint import Checkpoint
-from bolid_training.sampling import sample_latents
 
 # More records of one graph show nothing new, and the denoiser has forty.
 RECORDS = 6
@@ -105,37 +104,19 @@ def check_loop(
     for scene in scenes:
         noise = noise_source(scene, sizes)
         found = decode(engines, sample(engines, condition(engines, scene, sizes), table, sampling.guidance, noise))
-        conditioning = condition(reference, scene, sizes)
-        latents = diffusers_latents(checkpoint, conditioning, next(noise.draws()), sampling)
+        latents = diffusers_latents(
+            checkpoint.unet,
+            checkpoint.scheduler,
+            condition(reference, scene, sizes),
+            next(noise.draws()),
+            steps=sampling.steps,
+            guidance=sampling.guidance,
+        )
         expected = decode(reference, latents)
         scores.append((psnr(found, expected), ssim(found, expected)))
     worst_psnr, worst_ssim = (min(values) for values in zip(*scores, strict=True))
     passed = worst_psnr >= limits.psnr and worst_ssim >= limits.ssim
     return LoopCheck(pictures=len(scenes), steps=sampling.steps, psnr=worst_psnr, ssim=worst_ssim, passed=passed)
-
-
-def diffusers_latents(
-    checkpoint: Checkpoint,
-    conditioning: Mapping[str, NDArray[np.float32]],
-    noise: NDArray[np.float32],
-    sampling: ResolvedSampling,
-) -> NDArray[np.float32]:
-    """The reference: diffusers' UNet and DDIM scheduler, none of our denoiser graph and sampler tables."""
-    tensors = {name: torch.from_numpy(array) for name, array in conditioning.items()}
-    features = [tensors.pop(name) for name in list(tensors) if name.startswith("pose_features_")]
-    text = tensors.pop("encoder_hidden_states")
-    latents = sample_latents(
-        checkpoint.unet,
-        checkpoint.scheduler,
-        noise.shape,
-        steps=sampling.steps,
-        guidance=sampling.guidance,
-        encoder_hidden_states=text,
-        attention=tensors,
-        pose_features=features,
-        noise=torch.from_numpy(noise),
-    )
-    return latents.numpy()
 
 
 def require_passed(graphs: list[OutputCheck], loop: LoopCheck | None = None) -> None:
