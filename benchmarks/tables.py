@@ -1,4 +1,4 @@
-"""README's tables, from benchmarks/results: `<!-- table: NAME -->` to `<!-- /table -->` is replaced by the table NAME.
+"""README's tables, from benchmarks/results and docs/results: `<!-- table: NAME -->` to `<!-- /table -->` is replaced by the table NAME.
 
 python benchmarks/tables.py           rewrites README.md
 python benchmarks/tables.py --check   changes nothing, and fails when a table does not show the results
@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
+EVALUATION = ROOT / "docs" / "results" / "avatar.json"
 TABLE = re.compile(r"(?P<start><!-- table: (?P<name>[\w-]+) -->\n).*?(?P<stop><!-- /table -->)", re.DOTALL)
 
 
@@ -47,7 +48,31 @@ def footnote(environment: dict) -> str:
     return f"Median (quartiles). {machine}; {libraries}; commit {environment['commit'][:9]}."
 
 
-TABLES = {"image": lambda: latency("image"), "graphs": lambda: latency("graphs")}
+def quality() -> str:
+    """The embedded model on unseen people: mean and 95 % interval, beside the reference itself and somebody else."""
+    measured = json.loads(EVALUATION.read_text())
+    rows = [
+        (title, *(interval(measured[kind][name]) for kind in ("metrics", "ceilings", "floors")))
+        for name, title in QUALITY.items()
+    ]
+    table = markdown(("", "generated", "the reference itself", "somebody else"), rows)
+    classes = ", ".join(f"{pose} {found['value']:.2f}" for pose, found in measured["by_pose"].items())
+    return f"{table}\n{measured['pictures']} unseen people, 95 % intervals. PCK@0.1 by pose: {classes}.\n"
+
+
+def interval(summary: dict) -> str:
+    if "ci95" not in summary:
+        return f"{summary['value']:.2f}"
+    low, high = summary["ci95"]
+    return f"**{summary['value']:.3f}** ({low:.3f}–{high:.3f})"
+
+
+QUALITY = {
+    "pose_pck10": "pose kept: PCK@0.1 (higher is better)",
+    "pose_pck05": "pose kept: PCK@0.05",
+    "clothes_colour_distance": "clothes' mean colour, RGB distance (lower is better)",
+}
+TABLES = {"quality": quality, "image": lambda: latency("image"), "graphs": lambda: latency("graphs")}
 
 
 def update(text: str) -> str:

@@ -15,7 +15,7 @@ class StageRecipe:
 STAGES = {
     "clip": StageRecipe(steps=450, batch_size=128, learning_rate=1e-3),
     "vae": StageRecipe(steps=1400, batch_size=64, learning_rate=2e-3, ema_decay=0.998, validate_every=300),
-    "pose": StageRecipe(steps=1500, batch_size=32, learning_rate=1e-3, ema_decay=0.998, validate_every=600),
+    "pose": StageRecipe(steps=1100, batch_size=32, learning_rate=1e-3, ema_decay=0.998, validate_every=600),
     "unet": StageRecipe(steps=3000, batch_size=32, learning_rate=4e-4),
     "adapter": StageRecipe(steps=1800, batch_size=32, learning_rate=5e-4, validate_every=600),
 }
