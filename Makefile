@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 PYTHON ?= python3
-PROMPT ?= a person sitting on a red sofa
+PROMPT ?= standing on a beach at sunset
 
 DEV := .venv
 DEMO := .venv-demo

@@ -16,4 +16,4 @@ ARMS_RAISED = [
 ]  # fmt: skip
 
 generator = Generator()
-generator(REFERENCE, "a person with arms raised in a garden", pose=ARMS_RAISED, seed=7).save("own_pose.png")
+generator(REFERENCE, "with raised arms in a garden", pose=ARMS_RAISED, seed=7).save("own_pose.png")

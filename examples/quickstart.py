@@ -7,4 +7,4 @@ from bolid_sdk import Generator
 REFERENCE = Path(__file__).parent / "ref.png"
 
 generator = Generator()  # the embedded bundle, on the best backend that works here
-generator(REFERENCE, "a person sitting on a red sofa", seed=7).save("quickstart.png")
+generator(REFERENCE, "standing on a beach at sunset", seed=7).save("quickstart.png")

@@ -9,10 +9,10 @@ from pathlib import Path
 from bolid_sdk import Generator
 
 REFERENCES = sys.argv[1:] or sorted(Path(__file__).parent.glob("ref*.png"))
-PROMPTS = ["a person walking in a park", "a person lying on a beach", "a person jumping"]
+PROMPTS = ["walking in a park", "lying on a beach", "jumping in a garden"]
 
 generator = Generator()
 person = generator.identify(REFERENCES)
-images = generator.batch([(person, prompt) for prompt in PROMPTS], seed=7)
+images = generator.batch([(person, prompt) for prompt in PROMPTS], pose=None, seed=7)
 for index, image in enumerate(images):
     image.save(f"several_references_{index}.png")
