@@ -1,6 +1,6 @@
 """README's tables, from benchmarks/results and docs/results: `<!-- table: NAME -->` to `<!-- /table -->` is replaced by the table NAME.
 
-python benchmarks/tables.py           rewrites README.md
+python benchmarks/tables.py           rewrites README.md and the model card
 python benchmarks/tables.py --check   changes nothing, and fails when a table does not show the results
 """
 
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+DOCUMENTS = (ROOT / "README.md", ROOT / "training" / "weights" / "avatar" / "README.md")
 RESULTS = ROOT / "benchmarks" / "results"
 EVALUATION = ROOT / "docs" / "results" / "avatar.json"
 TABLE = re.compile(r"(?P<start><!-- table: (?P<name>[\w-]+) -->\n).*?(?P<stop><!-- /table -->)", re.DOTALL)
@@ -81,11 +81,11 @@ def update(text: str) -> str:
 
 
 def main() -> None:
-    text = README.read_text()
-    updated = update(text)
-    if "--check" in sys.argv:
-        sys.exit("README.md does not show benchmarks/results: run `make tables`" if updated != text else 0)
-    README.write_text(updated)
+    stale = {path: text for path in DOCUMENTS if (text := update(path.read_text())) != path.read_text()}
+    if stale and "--check" in sys.argv:
+        sys.exit(f"{', '.join(path.name for path in stale)}: tables do not show the results: run `make tables`")
+    for path, text in stale.items():
+        path.write_text(text)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_an_unknown_table_is_an_error(tables):
 def test_check_fails_on_a_stale_readme_and_leaves_it_alone(tables, tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
     readme.write_text(README)
-    monkeypatch.setattr(tables, "README", readme)
+    monkeypatch.setattr(tables, "DOCUMENTS", (readme,))
     monkeypatch.setattr("sys.argv", ["tables.py", "--check"])
     with pytest.raises(SystemExit) as stopped:
         tables.main()

@@ -57,9 +57,22 @@ def model_folder(tmp_path_factory) -> Path:
     # a fresh adapter repeats the text's keys and values; only different ones tell the branches apart
     for parameter in checkpoint.adapter.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
+    _use_the_range_of_pixels(checkpoint)
     folder = tmp_path_factory.mktemp("model") / "tiny"
     checkpoint.save(folder)
     return folder
+
+
+@torch.no_grad()
+def _use_the_range_of_pixels(checkpoint):
+    """A random decoder's pictures are all but grey, and any two of them alike: stretches them over [-1, 1]."""
+    last = checkpoint.vae.decoder.layers[-1]
+    latents = torch.randn(4, CONFIG.latent_channels, 8, 8)
+    pixels = checkpoint.vae.decode(latents).sample
+    gain = 0.5 / pixels.std()
+    last.weight *= gain
+    # the decoder gives 2 y - 1
+    last.bias.copy_(0.5 + gain * (last.bias - (pixels.mean() + 1) / 2))
 
 
 @pytest.fixture(scope="session")

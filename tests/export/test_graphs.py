@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bolid_export.graphs import branch_index, guide
@@ -34,8 +34,9 @@ def worst_difference(graphs, engine, inputs):
     return max(float(np.abs(array - expected[name]).max()) for name, array in engine.run(inputs).items())
 
 
-@settings(deadline=None, max_examples=8, derandomize=True)
-@given(batch=st.integers(1, 3), branches=st.integers(1, 2), height=st.integers(1, 4), width=st.integers(1, 4))
+@pytest.mark.parametrize(
+    ("batch", "branches", "height", "width"), [(1, 1, 2, 2), (1, 2, 4, 4), (2, 2, 2, 5), (3, 1, 3, 1), (3, 2, 1, 4)]
+)
 def test_denoiser_equals_pytorch_at_every_size(graphs, sizes, export, batch, branches, height, width):
     _, engine = export("denoiser")
     unit = sizes.size_step // sizes.vae_factor
@@ -99,4 +100,4 @@ def test_nodes_are_named_after_modules_and_carry_nothing_private(export):
     assert any(name.startswith("network.down_blocks.0.resnets.0.conv1/Conv") for name in names)
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
     assert b".py" not in model.SerializeToString()
-    assert {"Softmax", "GroupNormalization"} <= {node.op_type for node in model.graph.node}
+    assert {"Softmax", "InstanceNormalization"} <= {node.op_type for node in model.graph.node}

@@ -7,6 +7,7 @@ from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEst
 KEYPOINTS = 12
 HEATMAP_STRIDE = 4
 SHARPNESS = 30.0
+SIGMA = 1.5  # of a target's peak, in heatmap pixels
 
 
 def build_vitpose(image_size: int, width: int, layers: int) -> VitPoseForPoseEstimation:
@@ -42,7 +43,7 @@ def decode_heatmaps(heatmaps: Tensor) -> Tensor:
     return torch.stack([x, y, flat.amax(-1).clamp(0, 1)], dim=-1)
 
 
-def draw_heatmaps(keypoints: Tensor, height: int, width: int, sigma: float = 1.5) -> Tensor:
+def draw_heatmaps(keypoints: Tensor, height: int, width: int, sigma: float = SIGMA) -> Tensor:
     """Targets [B, K, h, w]: a Gaussian of `sigma` heatmap pixels and peak 1 at each keypoint [B, K, 2] in [0, 1]."""
     xs = (torch.arange(width, dtype=keypoints.dtype) + 0.5) / width
     ys = (torch.arange(height, dtype=keypoints.dtype) + 0.5) / height

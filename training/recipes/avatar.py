@@ -14,8 +14,8 @@ class StageRecipe:
 
 STAGES = {
     "clip": StageRecipe(steps=450, batch_size=128, learning_rate=1e-3),
-    "vae": StageRecipe(steps=1400, batch_size=64, learning_rate=2e-3, ema_decay=0.998, validate_every=300),
-    "pose": StageRecipe(steps=1100, batch_size=32, learning_rate=1e-3, ema_decay=0.998, validate_every=600),
-    "unet": StageRecipe(steps=3000, batch_size=32, learning_rate=4e-4),
-    "adapter": StageRecipe(steps=1800, batch_size=32, learning_rate=5e-4, validate_every=600),
+    "vae": StageRecipe(steps=5000, batch_size=8, learning_rate=1.5e-3, ema_decay=0.998, validate_every=1000),
+    "pose": StageRecipe(steps=1600, batch_size=16, learning_rate=1e-3, ema_decay=0.998, validate_every=800),
+    "unet": StageRecipe(steps=3400, batch_size=24, learning_rate=4e-4, validate_every=850),
+    "adapter": StageRecipe(steps=2200, batch_size=24, learning_rate=5e-4, validate_every=550),
 }

@@ -21,6 +21,8 @@ class ClipTask:
         texts = [caption for captions in people.captions for caption in captions]
         self.tokenizer = train_tokenizer(texts, config.vocabulary)
         self.module = build_clip(config, self.tokenizer)
+        # on CPUs the backward of bfloat16 scaled_dot_product_attention is slower than that of its parts
+        self.module.set_attn_implementation("eager")
         self.feature_extractor = build_feature_extractor(config)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:

@@ -12,35 +12,41 @@ from bolid_training.avatars.parts import Part
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.data import FLIP, People, pixels
 from bolid_training.model.config import AvatarConfig
-from bolid_training.model.pose_estimator import PoseEstimator, build_vitpose, draw_heatmaps
+from bolid_training.model.pose_estimator import PoseEstimator, build_vitpose, decode_heatmaps, draw_heatmaps
 from bolid_training.stages.vae import to_bytes
 
 CROWD = 0.1  # share of batches with a second person pasted in: the runtime counts people by their peaks
 EMPTY = 0.06  # share of pictures of places without people: nobody must look like nobody
 PEAK_WEIGHT = 10.0
+DISTANCE_WEIGHT = 10.0  # heatmaps alone are slow to leave the mean pose: a blurred peak costs little wherever it is
 
 
 class PoseTask:
     def __init__(self, config: AvatarConfig, people: People, validation: People, empty: People):
         self.people, self.validation, self.empty = people, validation, empty
         self.module = PoseEstimator(build_vitpose(config.image_size, config.pose_width, config.pose_layers))
+        # on CPUs the backward of bfloat16 scaled_dot_product_attention is slower than that of its parts
+        self.module.vitpose.backbone.set_attn_implementation("eager")
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         indices = rng.integers(len(self.people), size=size)
         images, keypoints = pixels(self.people.images[indices]), torch.from_numpy(self.people.keypoints[indices])
         heatmaps = visible_heatmaps(keypoints, images.shape[-1] // 4)
         person = torch.from_numpy(self.people.parts[indices] != Part.BACKGROUND)[:, None]
-        if rng.random() < CROWD:
+        crowd = rng.random() < CROWD
+        if crowd:
             images, heatmaps = paste_second_person(images, heatmaps, person, rng)
         nobody = rng.random(size) < EMPTY
         images[nobody] = pixels(self.empty.images[rng.integers(len(self.empty), size=nobody.sum())])
         heatmaps[nobody] = 0
-        return augment(images, heatmaps, rng)
+        return augment(images, heatmaps, rng) | {"single": torch.tensor(not crowd)}
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        heatmaps = module(batch["pixels"])[1].float()
+        keypoints, heatmaps = module(batch["pixels"])
         weight = 1 + PEAK_WEIGHT * batch["heatmaps"]
-        return {"loss": (weight * (heatmaps - batch["heatmaps"]).square()).mean() * 100}
+        error = (weight * (heatmaps.float() - batch["heatmaps"]).square()).mean()
+        distance = decoded_distance(keypoints.float(), batch["heatmaps"]) * batch["single"]
+        return {"loss": 100 * error + DISTANCE_WEIGHT * distance, "error": error, "distance": distance}
 
     def validate(self, sheet: Path) -> dict[str, float]:
         images, truth = pixels(self.validation.images[:200]), torch.from_numpy(self.validation.keypoints[:200])
@@ -65,6 +71,14 @@ class PoseTask:
 def visible_heatmaps(keypoints: Tensor, side: int) -> Tensor:
     """Heatmaps [B, 12, side, side] with a peak for each keypoint inside the picture, occluded or not."""
     return draw_heatmaps(keypoints[..., :2], side, side) * (keypoints[..., 2, None, None] > 0)
+
+
+def decoded_distance(keypoints: Tensor, heatmaps: Tensor) -> Tensor:
+    """Mean distance of decoded keypoints [B, 12, 3] from the peak of each target heatmap that has one."""
+    seen = heatmaps.amax((-2, -1)) > 0.5
+    target = decode_heatmaps(heatmaps)
+    distance = (keypoints[..., :2] - target[..., :2]).square().sum(-1).add(1e-8).sqrt()
+    return (distance * seen).sum() / seen.sum().clamp(min=1)
 
 
 def paste_second_person(

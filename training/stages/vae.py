@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,10 +33,28 @@ class Autoencoder(nn.Module):
         return self.vae.decode(latents + LATENT_NOISE * noise).sample, latents
 
 
+def initialise(vae: AutoencoderTiny) -> None:
+    """Keeps the signal's size through fifty layers without norms: He's initialisation, residual branches near zero.
+
+    PyTorch's own lets it shrink, and the first minutes of training go into undoing that.
+    """
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in vae.modules():
+        if isinstance(module, AutoencoderTinyBlock):
+            module.conv[-1].weight.data.mul_(0.1)
+    for stack in (vae.encoder.layers, vae.decoder.layers):
+        nn.init.xavier_normal_(stack[-1].weight)
+
+
 class VaeTask:
     def __init__(self, config: AvatarConfig, people: People, validation: People):
         self.config, self.people = config, people
         self.module = Autoencoder(build_vae(config)).to(memory_format=torch.channels_last)
+        initialise(self.module.vae)
         self.held_out = pixels(validation.images[:64])
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
