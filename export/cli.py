@@ -38,7 +38,7 @@ Examples:
     multiple=True,
     help="In place of the model's own of that kind.",
 )
-@click.option("--precision", default="fp16", show_default=True, help="fp32, or fp16: half the size, for GPUs faster.")
+@click.option("--precision", default="fp16", show_default=True, help="fp16 for GPUs; fp32 is faster on CPUs.")
 @click.option("--backend", default="onnx", show_default=True, help="Format of the engines; ONNX runs everywhere.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle's folder. [default: engines/NAME]")
 @click.option("--licence", help="Licence of the weights, for the manifest. [default: the avatar's Apache-2.0]")

@@ -89,8 +89,7 @@ def _trace(
     progress(f"tracing {graph.spec.name}")
     islands = find_islands(graph, _tensors(graph, records)) if precision == "fp16" else []
     model = to_onnx(lower(graph, precision, islands), size_step=sizes.size_step, vae_factor=sizes.vae_factor)
-    if precision == "fp16":
-        store_compactly(model)
+    store_compactly(model)
     save_graph(model, folder)
     return islands
 

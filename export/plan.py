@@ -10,7 +10,8 @@ from bolid_export.package import default_sampling
 from bolid_export.precision import POLICY
 from bolid_export.sources import Source, model_sizes
 
-BYTES = {"fp32": 4, "fp16": 2}
+# In either precision, as long as the checkpoint's weights are float16.
+BYTES = 2
 
 
 def plan(source: Source, precision: str, folder: Path) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def plan(source: Source, precision: str, folder: Path) -> dict[str, Any]:
         "sizes": sizes.to_dict(),
         "sampling": vars(default_sampling(source.checkpoint)),
         "float32_islands": [name for name in POLICY if name in graphs] if precision == "fp16" else [],
-        "graphs": {name: _graph(graph, BYTES[precision]) for name, graph in graphs.items()},
+        "graphs": {name: _graph(graph) for name, graph in graphs.items()},
     }
 
 
@@ -41,9 +42,9 @@ def plan_text(planned: dict[str, Any]) -> str:
     return "\n".join([title, *rows])
 
 
-def _graph(graph: Graph, size: int) -> dict[str, int]:
+def _graph(graph: Graph) -> dict[str, int]:
     parameters = sum(tensor.numel() for tensor in _used(graph).parameters())
-    return {"parameters": parameters, "bytes": parameters * size}
+    return {"parameters": parameters, "bytes": parameters * BYTES}
 
 
 def _used(graph: Graph) -> Any:

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from bolid_export.graphs import Graph
+from bolid_export.norms import expand_group_norms
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 
 # At 23, scaled_dot_product_attention becomes `Attention`, and two of them sharing one query, which is what decoupled
-# cross-attention is, crash TensorRT-RTX's builder. At 21 GroupNormalization is an operator already.
+# cross-attention is, crash TensorRT-RTX's builder.
 OPSET = 21
 
 # Small, and all different: an axis that is 0 or 1, or equal to another, is what torch.export would specialise.
-_EXAMPLE_AXES = {"batch": 2, "guided_batch": 4, "views": 3}
+_EXAMPLE_AXES = {"batch": 2, "guided_batch": 6, "views": 5}
 
 
 def to_onnx(graph: Graph, *, size_step: int, vae_factor: int) -> onnx.ModelProto:
@@ -48,6 +49,7 @@ def to_onnx(graph: Graph, *, size_step: int, vae_factor: int) -> onnx.ModelProto
     model = program.model_proto
     _name_nodes(model.graph)
     _strip_metadata(model)
+    expand_group_norms(model.graph)
     _name_axes(model.graph, graph.spec)
     model.graph.name, model.producer_name = graph.spec.name, "bolid-export"
     model = onnx.shape_inference.infer_shapes(model)

@@ -1,5 +1,6 @@
 """A random checkpoint, as small as all its parts allow, and what is exported from it, once a session."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ from bolid_export.verify import load_engines
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import Checkpoint, build_checkpoint
 from bolid_training.model.config import AvatarConfig
+
+# pytest listens to loggers that do not propagate, and torch writes its structured trace as soon as somebody listens:
+# tracing a graph takes three times as long then
+logging.getLogger("torch.__trace").propagate = True
 
 CONFIG = AvatarConfig(
     image_size=64,
