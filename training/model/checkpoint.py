@@ -149,16 +149,20 @@ def build_vae(config: AvatarConfig) -> AutoencoderTiny:
 
 
 def build_scheduler(config: AvatarConfig) -> DDIMScheduler:
-    """The noise schedule. It ends lower than SD1.5's (beta 0.02 instead of 0.012): small latents keep their mean colour
-    through much noise, and a model that reads colours from the last step's noise does not learn to decide them."""
+    """SD1.5's noise schedule, rescaled to end in pure noise, with v prediction (arXiv:2305.08891).
+
+    Small latents keep their mean colour through much noise: a model that sees such noise in training does not learn to
+    decide colours. And at the end of any such schedule an epsilon says nothing of the picture: x0 = (x - sigma e) / alpha.
+    """
     return DDIMScheduler(
         beta_schedule="scaled_linear",
         beta_start=config.beta_start,
         beta_end=config.beta_end,
+        rescale_betas_zero_snr=True,
         clip_sample=False,
         set_alpha_to_one=True,
         timestep_spacing="trailing",
-        prediction_type="epsilon",
+        prediction_type="v_prediction",
     )
 
 

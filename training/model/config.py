@@ -27,4 +27,4 @@ class AvatarConfig:
     resampler_width: int = 192
     parts: int = 5
     beta_start: float = 0.00085
-    beta_end: float = 0.02
+    beta_end: float = 0.012

@@ -16,6 +16,6 @@ STAGES = {
     "clip": StageRecipe(steps=450, batch_size=128, learning_rate=1e-3),
     "vae": StageRecipe(steps=5000, batch_size=8, learning_rate=1.5e-3, ema_decay=0.998, validate_every=1000),
     "pose": StageRecipe(steps=1600, batch_size=16, learning_rate=1e-3, ema_decay=0.998, validate_every=800),
-    "unet": StageRecipe(steps=3400, batch_size=24, learning_rate=4e-4, validate_every=850),
-    "adapter": StageRecipe(steps=2200, batch_size=24, learning_rate=5e-4, validate_every=550),
+    "unet": StageRecipe(steps=1500, batch_size=24, learning_rate=4e-4, validate_every=500),
+    "adapter": StageRecipe(steps=800, batch_size=24, learning_rate=6e-4, validate_every=400),
 }

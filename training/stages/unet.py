@@ -71,7 +71,9 @@ def cached_latents(vae: AutoencoderTiny, people: People, file: Path) -> np.ndarr
 
 
 def noisy_batch(latents: np.ndarray, scheduler: DDIMScheduler, rng: np.random.Generator) -> dict[str, Tensor]:
-    """x_t, t, the noise, and the min-SNR weight (arXiv:2303.09556) of each sample of a batch.
+    """x_t, t, the target v = alpha eps - sigma x0, and the weight of each sample of a batch.
+
+    The weight is min-SNR's (arXiv:2303.09556) for v, softened so that pure noise (SNR 0) still counts.
 
     Timesteps are stratified over the batch: the same expectation as independent draws with less variance.
     """
@@ -84,17 +86,17 @@ def noisy_batch(latents: np.ndarray, scheduler: DDIMScheduler, rng: np.random.Ge
     return {
         "sample": scheduler.add_noise(x0, noise, timestep),
         "timestep": timestep,
-        "noise": noise,
-        "weight": snr.clamp(max=SNR_GAMMA) / snr,
+        "target": scheduler.get_velocity(x0, noise, timestep),
+        "weight": (snr + 1).clamp(max=SNR_GAMMA + 1) / (snr + 1),
     }
 
 
 def diffusion_loss(output: Tensor, batch: dict[str, Tensor], where: Tensor | None = None) -> dict[str, Tensor]:
-    """L_rec, eq. 2 of the brief, min-SNR weighted; and unweighted for comparison.
+    """L_rec (eq. 2 of the brief, in v instead of epsilon), weighted; and unweighted for comparison.
 
     `where` [B, 1, h, w] weights the latent pixels.
     """
-    error = (output.float() - batch["noise"]).square()
+    error = (output.float() - batch["target"]).square()
     mse = error.mean()
     if where is not None:
         error = error * where / where.mean()
