@@ -41,5 +41,5 @@ def main(
         out.write_text(text + "\n")
     if sheet:
         sheet.parent.mkdir(parents=True, exist_ok=True)
-        run.sheet(generator, people, chosen[:10]).save(sheet)
+        run.sheet(generator, people, chosen).save(sheet)
     click.echo(text)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from bolid_sdk import Generator
+from bolid_sdk import Generator, Identity
 from bolid_sdk.backends import open_backend
 from bolid_sdk.errors import InputError
 from bolid_sdk.graphs import Graphs
@@ -26,8 +26,9 @@ BATCH = 8
 
 def evaluate(generator: Generator, people: People, trials: list[Trial], seed: int = 0) -> dict[str, Any]:
     """Metrics of one picture for each trial, with ceilings (the reference itself) and floors (somebody else)."""
-    generated, refused = generate(generator, people, trials, seed)
-    kept = [trial for trial in trials if trial.identity not in refused]
+    accepted = identify(generator, people, trials)
+    kept = [trial for trial, _ in accepted]
+    generated = generate(generator, accepted, seed)
     indices = [trial.index for trial in kept]
     truth, references = people.keypoints[indices], people.images[indices]
     drawn_errors = keypoint_errors(estimate(generator, generated), truth)
@@ -38,7 +39,7 @@ def evaluate(generator: Generator, people: People, trials: list[Trial], seed: in
     drawn = np.stack([clothes_colours(i, p) for i, p in zip(generated, parts, strict=True)])
     return {
         "pictures": len(kept),
-        "references_refused": len(refused),
+        "references_refused": len(trials) - len(kept),
         "metrics": {
             "pose_pck10": summary(pck(drawn_errors, 0.1)),
             "pose_pck05": summary(pck(drawn_errors, 0.05)),
@@ -61,21 +62,25 @@ def evaluate(generator: Generator, people: People, trials: list[Trial], seed: in
     }
 
 
-def generate(
-    generator: Generator, people: People, trials: list[Trial], seed: int
-) -> tuple[NDArray[np.uint8], set[int]]:
-    """Pictures [B, H, W, 3] of the trials whose reference is accepted, and the identities that were refused."""
-    requests, refused = [], set()
+def identify(generator: Generator, people: People, trials: list[Trial]) -> list[tuple[Trial, Identity]]:
+    """The trials whose reference the SDK accepts; the others are counted as refused."""
+    accepted = []
     for trial in trials:
         try:
-            requests.append((generator.identify(Image.fromarray(people.images[trial.index])), trial.prompt))
+            accepted.append((trial, generator.identify(Image.fromarray(people.images[trial.index]))))
         except InputError:
-            refused.add(trial.identity)
+            continue
+    return accepted
+
+
+def generate(generator: Generator, accepted: list[tuple[Trial, Identity]], seed: int) -> NDArray[np.uint8]:
+    """One picture [B, H, W, 3] for each trial."""
+    requests = [(identity, trial.prompt) for trial, identity in accepted]
     pictures = []
     for start in tqdm(range(0, len(requests), BATCH), desc="pictures", unit=f"x{BATCH}", dynamic_ncols=True):
         results = generator.batch(requests[start : start + BATCH], seed=seed + start)
         pictures += [np.asarray(result.image) for result in results]
-    return np.stack(pictures), refused
+    return np.stack(pictures)
 
 
 def estimate(generator: Generator, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -86,12 +91,11 @@ def estimate(generator: Generator, images: NDArray[np.uint8]) -> NDArray[np.floa
     return np.asarray(estimator.run({"pixels": to_signed(stack_pixels(resized))})["keypoints"])
 
 
-def sheet(generator: Generator, people: People, trials: list[Trial], seeds: int = 4) -> Image.Image:
-    """Rows of reference, pose, and `seeds` pictures; the prompt stands under them."""
+def sheet(generator: Generator, people: People, trials: list[Trial], rows: int = 10, seeds: int = 4) -> Image.Image:
+    """Rows of reference, pose, and `seeds` pictures of the first accepted trials; the prompt stands under them."""
     cells, labels = [], []
-    for trial in trials:
+    for trial, identity in identify(generator, people, trials[: 3 * rows])[:rows]:
         reference = people.images[trial.index]
-        identity = generator.identify(Image.fromarray(reference))
         skeleton = draw_skeleton(identity.keypoints, *reference.shape[:2])
         results = generator.batch([(identity, trial.prompt)] * seeds, seed=0)
         cells += [reference, skeleton, *(np.asarray(result.image) for result in results)]
