@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bolid_export.graphs import Graph
-from bolid_export.scene import Scene, condition, decode, noise_source, sample
+from bolid_export.scene import Scene, picture
 from bolid_export.torch_engine import Record, TorchEngine
 from bolid_sdk.contracts import PARTS, Sizes
 from bolid_sdk.identity import part_boxes
@@ -48,16 +48,16 @@ def calibrate(
     """Makes a picture for each prompt without an identity, then runs scenes whose references are those pictures."""
     engines = {name: TorchEngine(graph) for name, graph in graphs.items()}
     blanks = [_blank_scene(checkpoint, sizes, *pair) for pair in zip(PROMPTS, POSES, strict=True)]
-    pictures = [_picture(engines, scene, sizes, table, guidance) for scene in blanks]
+    pictures = [picture(engines, scene, sizes, table, guidance) for scene in blanks]
     images = from_signed(np.concatenate(pictures))
     scenes = tuple(
         _with_references(checkpoint, scene, image, pose, other)
         for scene, (image, other), pose in zip(blanks, pairwise([*images, images[0]]), POSES, strict=True)
     )
-    for scene, picture in zip(scenes, pictures, strict=True):
-        _picture(engines, scene, sizes, table, guidance)
-        engines["vae_encoder"].run({"pixels": picture})
-        engines["pose_estimator"].run({"pixels": _resized(picture, sizes)})
+    for scene, pixels in zip(scenes, pictures, strict=True):
+        picture(engines, scene, sizes, table, guidance)
+        engines["vae_encoder"].run({"pixels": pixels})
+        engines["pose_estimator"].run({"pixels": _resized(pixels, sizes)})
     return Calibration(scenes=scenes, records={name: engine.records for name, engine in engines.items()})
 
 
@@ -94,13 +94,6 @@ def _with_references(
     return replace(scene, crops=pixels[1:], image_prompt=pixels[0], identity_scale=1.0, image_scale=0.5)
 
 
-def _picture(
-    engines: dict[str, TorchEngine], scene: Scene, sizes: Sizes, table: SamplerTable, guidance: float
-) -> NDArray[np.float32]:
-    conditioning = condition(engines, scene, sizes)
-    return decode(engines, sample(engines, conditioning, table, guidance, noise_source(scene, sizes)))
-
-
-def _resized(picture: NDArray[np.float32], sizes: Sizes) -> NDArray[np.float32]:
-    (image,) = from_signed(picture)
+def _resized(pixels: NDArray[np.float32], sizes: Sizes) -> NDArray[np.float32]:
+    (image,) = from_signed(pixels)
     return to_signed(np.asarray(image.resize((sizes.pose_width, sizes.pose_height)))[None])

@@ -25,9 +25,9 @@ def relative_error(found: NDArray[np.float32], expected: NDArray[np.float32]) ->
 
 
 def psnr(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], clipped to that; 99 when they are equal."""
-    error = float(np.mean((a.clip(-1, 1) - b.clip(-1, 1)) ** 2, dtype=np.float64))
-    return min(99.0, 10 * math.log10(4 / error)) if error else 99.0
+    """Peak signal-to-noise ratio in dB of pictures in [-1, 1], clipped to that; at most 99, NaN for a NaN."""
+    error = np.mean((a.clip(-1, 1) - b.clip(-1, 1)) ** 2, dtype=np.float64)
+    return float(np.minimum(99.0, 10 * np.log10(4 / np.maximum(error, 1e-12))))
 
 
 def ssim(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -116,15 +116,9 @@ def _verify(
         checks += check_graph(graph.spec, engines[name], calibration.records[name], limits)
     require_passed(checks)
     progress("verifying the whole loop")
-    loop = check_loop(
-        checkpoint,
-        engines,
-        graphs,
-        calibration.scenes,
-        noise_schedule(checkpoint),
-        default_sampling(checkpoint),
-        limits,
-    )
+    sampling = default_sampling(checkpoint)
+    table = sampling.table(noise_schedule(checkpoint))
+    loop = check_loop(checkpoint, engines, graphs, calibration.scenes, table, sampling.guidance, limits)
     require_passed(checks, loop)
     return verification(checks, loop, limits)
 

@@ -52,16 +52,12 @@ def condition(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> dict
     }
 
 
-def sample(
-    engines: Mapping[str, Engine],
-    conditioning: Mapping[str, FloatArray],
-    table: SamplerTable,
-    guidance: float,
-    noise: NoiseSource,
+def picture(
+    engines: Mapping[str, Engine], scene: Scene, sizes: Sizes, table: SamplerTable, guidance: float
 ) -> FloatArray:
-    """Latents [1, c, h, w] after the runtime's loop."""
-    last = deque(denoise(engines["denoiser"], table, guidance, conditioning, noise), maxlen=1)
-    return last[0].sample.numpy()
+    """Pixels [1, 3, H, W], about [-1, 1], by the runtime's loop."""
+    states = denoise(engines["denoiser"], table, guidance, condition(engines, scene, sizes), noise_source(scene, sizes))
+    return decode(engines, deque(states, maxlen=1)[0].sample.numpy())
 
 
 def noise_source(scene: Scene, sizes: Sizes) -> NoiseSource:

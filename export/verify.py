@@ -15,14 +15,13 @@ from bolid_export.graphs import Graph
 from bolid_export.metrics import cosine, psnr, relative_error, ssim
 from bolid_export.precision import Precision
 from bolid_export.reference import diffusers_latents
-from bolid_export.scene import Scene, condition, decode, noise_source, sample
+from bolid_export.scene import Scene, condition, decode, noise_source, picture
 from bolid_export.sources import model_sizes
 from bolid_export.torch_engine import Record, TorchEngine
 from bolid_sdk.backends import Engine, open_backend
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BolidError
-from bolid_sdk.sampling import ResolvedSampling
-from bolid_sdk.schedule import NoiseSchedule
+from bolid_sdk.schedule import SamplerTable
 from bolid_training.model.checkpoint import Checkpoint
 
 # More records of one graph show nothing new, and the denoiser has forty.
@@ -93,30 +92,40 @@ def check_loop(
     engines: Mapping[str, Engine],
     graphs: Mapping[str, Graph],
     scenes: tuple[Scene, ...],
-    schedule: NoiseSchedule,
-    sampling: ResolvedSampling,
+    table: SamplerTable,
+    guidance: float,
     limits: Limits,
 ) -> LoopCheck:
     """Noise to pixels: the runtime's loop on the exported graphs against the plain diffusers loop."""
-    table, sizes = sampling.table(schedule), model_sizes(checkpoint)
-    reference = {name: TorchEngine(graph) for name, graph in graphs.items()}
-    scores = []
-    for scene in scenes:
-        noise = noise_source(scene, sizes)
-        found = decode(engines, sample(engines, condition(engines, scene, sizes), table, sampling.guidance, noise))
-        latents = diffusers_latents(
-            checkpoint.unet,
-            checkpoint.scheduler,
-            condition(reference, scene, sizes),
-            next(noise.draws()),
-            steps=sampling.steps,
-            guidance=sampling.guidance,
+    sizes = model_sizes(checkpoint)
+    pairs = [
+        (
+            picture(engines, scene, sizes, table, guidance),
+            reference_picture(checkpoint, graphs, scene, steps=table.steps, guidance=guidance),
         )
-        expected = decode(reference, latents)
-        scores.append((psnr(found, expected), ssim(found, expected)))
-    worst_psnr, worst_ssim = (min(values) for values in zip(*scores, strict=True))
+        for scene in scenes
+    ]
+    worst_psnr = float(np.min([psnr(*pair) for pair in pairs]))
+    worst_ssim = float(np.min([ssim(*pair) for pair in pairs]))
     passed = worst_psnr >= limits.psnr and worst_ssim >= limits.ssim
-    return LoopCheck(pictures=len(scenes), steps=sampling.steps, psnr=worst_psnr, ssim=worst_ssim, passed=passed)
+    return LoopCheck(pictures=len(scenes), steps=table.steps, psnr=worst_psnr, ssim=worst_ssim, passed=passed)
+
+
+def reference_picture(
+    checkpoint: Checkpoint, graphs: Mapping[str, Graph], scene: Scene, *, steps: int, guidance: float
+) -> NDArray[np.float32]:
+    """PyTorch's pixels for the scene, at the noise that the runtime draws."""
+    sizes = model_sizes(checkpoint)
+    engines = {name: TorchEngine(graph) for name, graph in graphs.items()}
+    latents = diffusers_latents(
+        checkpoint.unet,
+        checkpoint.scheduler,
+        condition(engines, scene, sizes),
+        next(noise_source(scene, sizes).draws()),
+        steps=steps,
+        guidance=guidance,
+    )
+    return decode(engines, latents)
 
 
 def require_passed(graphs: list[OutputCheck], loop: LoopCheck | None = None) -> None:
@@ -140,14 +149,14 @@ def verification(graphs: list[OutputCheck], loop: LoopCheck, limits: Limits) -> 
 def _check_output(
     graph: str, output: str, pairs: list[tuple[NDArray[np.float32], NDArray[np.float32]]], limits: Limits
 ) -> OutputCheck:
-    angle = min(cosine(found, expected) for found, expected in pairs)
-    relative = max(relative_error(found, expected) for found, expected in pairs)
+    # NumPy's min and max, unlike Python's, keep a NaN, and no NaN passes
+    angle = float(np.min([cosine(found, expected) for found, expected in pairs]))
+    relative = float(np.max([relative_error(found, expected) for found, expected in pairs]))
     return OutputCheck(
         graph=graph,
         output=output,
         cosine=angle,
-        max_error=max(float(np.abs(found - expected).max()) for found, expected in pairs),
+        max_error=float(np.max([np.abs(found - expected).max() for found, expected in pairs])),
         relative_error=relative,
-        # NaN compares false
         passed=angle >= limits.cosine and relative <= limits.relative_error,
     )
