@@ -1,4 +1,6 @@
-"""README's tables, from benchmarks/results and docs/results: `<!-- table: NAME -->` to `<!-- /table -->` is replaced by the table NAME.
+"""Tables in Markdown, from benchmarks/results and docs/results.
+
+What stands between `<!-- table: NAME -->` and `<!-- /table -->` is replaced by the table NAME.
 
 python benchmarks/tables.py           rewrites README.md and the model card
 python benchmarks/tables.py --check   changes nothing, and fails when a table does not show the results
