@@ -151,8 +151,8 @@ def build_vae(config: AvatarConfig) -> AutoencoderTiny:
 def build_scheduler(config: AvatarConfig) -> DDIMScheduler:
     """SD1.5's noise schedule, rescaled to end in pure noise, with v prediction (arXiv:2305.08891).
 
-    Small latents keep their mean colour through much noise: a model that reads it there does not learn to decide it. And
-    where a schedule ends in noise, an epsilon says nothing of the picture: x0 = (x - sigma e) / alpha.
+    Small latents keep their mean colour through much noise: a model that reads it there does not learn to decide it.
+    And where a schedule ends in noise, an epsilon says nothing of the picture: x0 = (x - sigma e) / alpha.
     """
     return DDIMScheduler(
         beta_schedule="scaled_linear",
