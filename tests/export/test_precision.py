@@ -10,9 +10,11 @@ from torch import nn
 from bolid_export.compact import store_compactly
 from bolid_export.graphs import Graph
 from bolid_export.precision import LIMIT, find_islands, lower
+from bolid_export.torch_engine import TorchEngine
+from bolid_export.verify import LIMITS, check_graph
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 
-VALUE = (TensorSpec(name="x", dtype="float32", shape=("batch", 4)),)
+IN, OUT = ((TensorSpec(name=name, dtype="float32", shape=("batch", 4)),) for name in "xy")
 
 
 class Loud(nn.Module):
@@ -37,7 +39,7 @@ class Plain(Graph):
 def loud():
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(4, 4), Loud(), nn.Linear(4, 4)).requires_grad_(False)
-    return Plain(GraphSpec(name="loud", inputs=VALUE, outputs=VALUE), network)
+    return Plain(GraphSpec(name="loud", inputs=IN, outputs=OUT), network)
 
 
 def test_the_island_is_the_smallest_module_that_holds_the_overflow(loud):
@@ -51,6 +53,16 @@ def test_an_island_saves_what_float16_overflows(loud):
     islands = find_islands(loud, [(inputs,)])
     assert not torch.isfinite(lower(loud, "fp16")(inputs)[0]).all()
     torch.testing.assert_close(lower(loud, "fp16", islands)(inputs)[0], loud(inputs)[0], rtol=1e-2, atol=1e-2)
+
+
+def test_the_gate_sees_real_float16_arithmetic(loud):
+    """ONNX Runtime computes float16 graphs in float32 on CPUs, where this overflow would pass."""
+    engine, inputs = TorchEngine(loud), 3 * torch.ones(2, 4)
+    engine.run({"x": inputs.numpy()})
+    for islands, passes in (([], False), (find_islands(loud, [(inputs,)]), True)):
+        lowered = TorchEngine(lower(loud, "fp16", islands))
+        (check,) = check_graph(loud.spec, lowered, engine.records, LIMITS["fp16"])
+        assert check.passed is passes
 
 
 def test_lowering_leaves_the_original_alone_and_keeps_float32_at_the_border(loud):

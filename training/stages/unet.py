@@ -65,9 +65,13 @@ class UnetTask:
 
 def cached_latents(vae: AutoencoderTiny, people: People, file: Path) -> np.ndarray:
     """float16 [N, c, H/8, W/8]."""
-    encode = lambda piece: vae.encode(pixels(people.images[piece])).latents.half().numpy()  # noqa: E731
-    with torch.no_grad():
-        return cached(file, encode, len(people))
+    vae = vae.to(memory_format=torch.channels_last)
+
+    def encode(piece: slice) -> np.ndarray:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return vae.encode(pixels(people.images[piece])).latents.float().half().numpy()
+
+    return cached(file, encode, len(people))
 
 
 def noisy_batch(latents: np.ndarray, scheduler: DDIMScheduler, rng: np.random.Generator) -> dict[str, Tensor]:
