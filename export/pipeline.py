@@ -29,7 +29,7 @@ from bolid_export.precision import Island, Precision, find_islands, lower
 from bolid_export.report import report
 from bolid_export.sources import Source, model_sizes
 from bolid_export.to_onnx import to_onnx
-from bolid_export.torch_engine import Record
+from bolid_export.torch_engine import Record, TorchEngine
 from bolid_export.verify import LIMITS, OutputCheck, check_graph, check_loop, load_engines, require_passed, verification
 from bolid_sdk.bundle import Bundle, write_bundle
 from bolid_sdk.contracts import Sizes, graph_specs
@@ -88,7 +88,11 @@ def _trace(
     """Writes one graph and returns its float32 islands."""
     progress(f"tracing {graph.spec.name}")
     islands = find_islands(graph, _tensors(graph, records)) if precision == "fp16" else []
-    model = to_onnx(lower(graph, precision, islands), size_step=sizes.size_step, vae_factor=sizes.vae_factor)
+    lowered = lower(graph, precision, islands)
+    if precision == "fp16":
+        # CPU runtimes compute float16 graphs in float32, so only PyTorch shows here what a GPU will do
+        require_passed(check_graph(graph.spec, TorchEngine(lowered), records, LIMITS[precision]))
+    model = to_onnx(lowered, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
     store_compactly(model)
     save_graph(model, folder)
     return islands
