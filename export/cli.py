@@ -98,7 +98,7 @@ def _open(model: Path | None, adapters: tuple[Path, ...]) -> Source:
     from bolid_export.sources import default_checkpoint, open_source
 
     folder = model or default_checkpoint()
-    if model is None and not folder.exists():
+    if model is None and not (folder / "model_index.json").is_file():
         raise InputError(
             "this installation has no avatar weights; name a model with --model, or train one: bolid-train"
         )
