@@ -23,7 +23,8 @@ from tqdm import tqdm
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
     """`batch_size` is a process'; `steps` are optimizer steps; `learning_rate` is the peak after `warmup` steps, from
-    where it falls along a cosine to a twentieth."""
+    where it falls along a cosine to a twentieth. `compile` runs the module through torch.compile: minutes at the start,
+    a third more samples a second afterwards."""
 
     out: Path
     steps: int
@@ -34,6 +35,7 @@ class LoopOptions:
     ema_decay: float = 0.999
     max_grad_norm: float = 1.0
     mixed_precision: str = "bf16"
+    compile: bool = False
     save_minutes: float = 4.0
     validate_every: int = 500
     seed: int = 0
@@ -81,6 +83,8 @@ def train(task: Task, options: LoopOptions) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options))
     ema = EMAModel(parameters, decay=options.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     progress = Progress()
+    if options.compile:
+        task.module.compile()
     module, optimizer = accelerator.prepare(task.module, optimizer)
     accelerator.register_for_checkpointing(schedule, ema, progress)
     _resume(accelerator, options.out, progress)
@@ -175,7 +179,8 @@ def _validate(
         return
     sheets = options.out / "sheets"
     sheets.mkdir(exist_ok=True)
-    with ema_weights(ema, parameters), torch.no_grad():
+    # validation's batches have other shapes, for which nothing should be compiled
+    with ema_weights(ema, parameters), torch.no_grad(), torch.compiler.set_stance("force_eager"):
         metrics = task.validate(sheets / f"{step:06d}.png")
     accelerator.log({f"validation/{name}": value for name, value in metrics.items()}, step=step)
     with (options.out / "validation.jsonl").open("a") as file:

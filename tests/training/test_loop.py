@@ -85,3 +85,8 @@ def test_learning_rate_warms_up_and_falls():
     assert max(factors) == pytest.approx(1, abs=1e-3)
     assert factors[100:] == sorted(factors[100:], reverse=True)
     assert factors[-1] == pytest.approx(0.05, abs=1e-3)
+
+
+def test_a_compiled_run_equals_an_eager_one(tmp_path):
+    eager, compiled = run(tmp_path / "eager", steps=5), run(tmp_path / "compiled", steps=5, compile=True)
+    assert torch.allclose(eager.module.weight, compiled.module.weight, atol=1e-6)

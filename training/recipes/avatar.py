@@ -9,13 +9,14 @@ class StageRecipe:
     batch_size: int
     learning_rate: float
     ema_decay: float = 0.999
+    compile: bool = False
     validate_every: int = 500
 
 
 STAGES = {
     "clip": StageRecipe(steps=450, batch_size=128, learning_rate=1e-3),
     "vae": StageRecipe(steps=5000, batch_size=8, learning_rate=1.5e-3, ema_decay=0.998, validate_every=1000),
-    "pose": StageRecipe(steps=1600, batch_size=16, learning_rate=1e-3, ema_decay=0.998, validate_every=800),
-    "unet": StageRecipe(steps=1500, batch_size=24, learning_rate=4e-4, validate_every=500),
-    "adapter": StageRecipe(steps=800, batch_size=24, learning_rate=6e-4, validate_every=400),
+    "pose": StageRecipe(steps=8000, batch_size=16, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
+    "unet": StageRecipe(steps=6000, batch_size=32, learning_rate=4e-4, validate_every=1000, compile=True),
+    "adapter": StageRecipe(steps=4000, batch_size=32, learning_rate=5e-4, validate_every=1000),
 }
