@@ -1,4 +1,4 @@
-"""Several photographs of one person make a better identity; it is encoded once and used as often as you like.
+"""Several photographs of one person make one identity; it is encoded once and used as often as you like.
 
 python examples/several_references.py front.jpg side.jpg back.jpg
 """

@@ -1,4 +1,4 @@
-"""The avatar at 128 x 128, within a few hours on two CPU cores."""
+"""The avatar at 128 x 128: numbers for two CPU cores."""
 
 from dataclasses import dataclass
 
