@@ -107,7 +107,7 @@ class AdapterTask:
             return self._encode(np.stack([place_only(shrink(i, size), _nearest(p, size)) for i, p in pairs]))
 
         return {
-            "latents": cached_latents(self.vae, people, cache / f"latents-{count}.npy"),
+            "latents": cached_latents(self.vae, people, name("latents")),
             "patches": cached(name("patches"), crops, count),
             "places": cached(name("places"), places, count),
             "skeletons": cached(name("skeletons"), lambda p: np.stack([skeleton(k, side) for k in points[p]]), count),

@@ -29,7 +29,7 @@ class UnetTask:
         clip = CLIPModel.from_pretrained(runs / "clip" / "model")
         self.text_encoder = clip_parts(clip)["text_encoder"].eval().requires_grad_(False)
         self.scheduler = build_scheduler(config)
-        self.latents = cached_latents(self.vae, people, runs / "cache" / f"latents-{len(people)}.npy")
+        self.latents = cached_latents(self.vae, people, runs / "cache" / f"latents-train-{len(people)}.npy")
         self.module = build_unet(config).to(memory_format=torch.channels_last)
         self.module.set_attn_processor(PlainAttnProcessor())
 
