@@ -16,6 +16,7 @@ from bolid_sdk.identity import part_boxes
 from bolid_sdk.images import crop_resize, normalise
 from bolid_sdk.pose import draw_skeleton
 from bolid_training.avatars.parts import Part
+from bolid_training.precision import autocast
 
 # What a pose estimator would say of keypoints that are out of the picture, occluded, visible.
 CONFIDENCE = np.array([0.0, 0.6, 1.0], np.float32)
@@ -55,7 +56,7 @@ def encode_patches(
 ) -> Tensor:
     """Patch tokens float32 [..., P, D] (`hidden_states[-2]`) of uint8 crops [..., S, S, 3]."""
     flat = torch.from_numpy(normalise(crops.reshape(-1, *crops.shape[-3:]), extractor.image_mean, extractor.image_std))
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         tokens = encoder(flat, output_hidden_states=True).hidden_states[-2].float()
     return tokens.unflatten(0, crops.shape[:-3])
 

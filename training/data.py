@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -63,18 +64,23 @@ def resize(batch: Tensor, size: int) -> Tensor:
 
 def cached(file: Path, compute: Callable[[slice], NDArray], count: int, chunk: int = 64) -> NDArray:
     """A read-only memory map of `compute` over all samples, computed on first use, `chunk` at a time, and then kept."""
-    if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial.npy")
-        out = None
-        for piece in tqdm(_slices(count, chunk), total=-(-count // chunk), desc=file.stem, dynamic_ncols=True):
-            values = compute(piece)
-            if out is None:
-                out = np.lib.format.open_memmap(partial, "w+", values.dtype, (count, *values.shape[1:]))
-            out[piece] = values
-        out.flush()
-        partial.rename(file)
+    with PartialState().local_main_process_first():
+        if not file.exists():
+            _compute(file, compute, count, chunk)
     return np.load(file, mmap_mode="r")
+
+
+def _compute(file: Path, compute: Callable[[slice], NDArray], count: int, chunk: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial.npy")
+    out = None
+    for piece in tqdm(_slices(count, chunk), total=-(-count // chunk), desc=file.stem, dynamic_ncols=True):
+        values = compute(piece)
+        if out is None:
+            out = np.lib.format.open_memmap(partial, "w+", values.dtype, (count, *values.shape[1:]))
+        out[piece] = values
+    out.flush()
+    partial.rename(file)
 
 
 def _slices(count: int, chunk: int) -> Iterator[slice]:

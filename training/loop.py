@@ -7,17 +7,19 @@ precision, several processes, EMA, clipping, checkpoints from which a run contin
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from bolid_training.precision import fastest_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class LoopOptions:
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     max_grad_norm: float = 1.0
-    mixed_precision: str = "bf16"
+    mixed_precision: str = field(default_factory=fastest_precision)
     compile: bool = False
     save_minutes: float = 4.0
     validate_every: int = 500
@@ -74,6 +76,8 @@ def train(task: Task, options: LoopOptions) -> None:
         project_config=ProjectConfiguration(
             project_dir=str(options.out), automatic_checkpoint_naming=True, total_limit=2
         ),
+        # some conditions are left out of some steps, and their networks with them
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     _initialise(accelerator, options)
     parameters = [parameter for parameter in task.module.parameters() if parameter.requires_grad]
@@ -104,7 +108,7 @@ def train(task: Task, options: LoopOptions) -> None:
             accelerator.log({f"train/{name}": value for name, value in values.items()}, step=progress.step)
         if progress.step % options.validate_every == 0 or progress.step == options.steps:
             _validate(accelerator, task, ema, parameters, progress.step, options)
-        if time.monotonic() - saved > 60 * options.save_minutes or progress.step == options.steps:
+        if progress.step == options.steps or _time_to_save(saved, options):
             _save(accelerator, task, ema, parameters, progress, options)
             saved = time.monotonic()
     bar.close()
@@ -148,6 +152,13 @@ def _resume(accelerator: Accelerator, out: Path, progress: Progress) -> None:
     accelerator.load_state(str(newest))
     accelerator.project_configuration.iteration = int(newest.name.rpartition("_")[2]) + 1
     accelerator.print(f"continuing {out} at step {progress.step}")
+
+
+def _time_to_save(saved: float, options: LoopOptions) -> bool:
+    """By the main process' clock: processes that disagreed would wait for each other for ever."""
+    due = [time.monotonic() - saved > 60 * options.save_minutes]
+    broadcast_object_list(due)
+    return due[0]
 
 
 def _step(

@@ -11,12 +11,13 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from bolid_training.loop import Task
+from bolid_training.precision import autocast, fastest_precision
 
 WARM_UP = 2
 
 
 def profile_task(task: Task, batch_size: int, steps: int = 6) -> dict[str, float]:
-    """Times whole steps in bfloat16 autocast, the batch's making apart, and counts a step's operations."""
+    """Times whole steps in the training precision, the batch's making apart, and counts a step's operations."""
     parameters = [parameter for parameter in task.module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
     batches = [seconds(lambda s=s: task.batch(np.random.default_rng(s), batch_size)) for s in range(WARM_UP + steps)]
@@ -38,9 +39,10 @@ def profile_task(task: Task, batch_size: int, steps: int = 6) -> dict[str, float
 
 
 def conv_peak(size: int = 16, channels: int = 128, batch: int = 64, rounds: int = 8) -> float:
-    """FLOP/s of forward and backward of one bfloat16 channels-last 3 x 3 convolution, the kind a UNet is made of."""
-    convolution = nn.Conv2d(channels, channels, 3, padding=1).to(torch.bfloat16, memory_format=torch.channels_last)
-    pixels = torch.randn(batch, channels, size, size, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    """FLOP/s of forward and backward of one channels-last 3 x 3 convolution, the kind a UNet is made of."""
+    dtype = torch.bfloat16 if fastest_precision() == "bf16" else torch.float32
+    convolution = nn.Conv2d(channels, channels, 3, padding=1).to(dtype, memory_format=torch.channels_last)
+    pixels = torch.randn(batch, channels, size, size, dtype=dtype).to(memory_format=torch.channels_last)
     pixels.requires_grad_()
     run = lambda: F.conv2d(pixels, convolution.weight, padding=1).sum().backward()  # noqa: E731
     times = [seconds(run)[0] for _ in range(WARM_UP + rounds)]
@@ -56,7 +58,7 @@ def seconds(run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def _step(task: Task, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         losses = task.losses(task.module, batch)
     next(iter(losses.values())).backward()
     optimizer.step()

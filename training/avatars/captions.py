@@ -32,6 +32,11 @@ from bolid_training.avatars.scenes.seats import BUILDERS as SEATS
 CAPTIONS = 8
 STYLE_UNNAMED = {"photo": 0.7}
 """A photo is what one gets unasked; every other style is named by nearly all of its captions."""
+CLOTHES = frozenset(
+    word.split()[-1]
+    for name in (*HATS, *UPPERS, *DRESSES, *OUTERS, *LOWERS, *SHOES)
+    for word in phrases.SYNONYMS.get(name, (name,))
+)
 
 
 def captions(attributes: Attributes, rng: np.random.Generator) -> list[str]:
@@ -65,6 +70,11 @@ def vocabulary() -> list[str]:
     ]
     texts += [*PALETTE, *PATTERNS, *HAIR_COLORS, *HATS, *UPPERS, *DRESSES, *OUTERS, *LOWERS, *SHOES, *SEATS, *OBJECTS]
     return sorted({word for text in texts for word in words(text)})
+
+
+def names_clothes(caption: str) -> bool:
+    """Whether a caption mentions anything that is worn."""
+    return not CLOTHES.isdisjoint(words(caption))
 
 
 def words(caption: str) -> list[str]:

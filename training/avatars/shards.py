@@ -18,7 +18,7 @@ from bolid_training.avatars.sample import Sample, make_empty, make_sample
 
 SHARD_SIZE = 1000
 SPLITS = ("train", "validation", "test", "empty")
-TEST_SHARE, VALIDATION_SHARE, EMPTY_SHARE = 0.05, 0.03, 1 / 40
+TEST_SHARE, VALIDATION_SHARE, EMPTY_SHARE = 0.1, 0.03, 1 / 40
 _SPLIT_STREAM = 4
 
 
@@ -61,7 +61,7 @@ class Shard:
 
 
 def split_identities(settings: Settings) -> dict[str, list[int]]:
-    """Disjoint identities of each split in random order: 5 % test, 3 % validation, the rest training.
+    """Disjoint identities of each split in random order: 10 % test, 3 % validation, the rest training.
 
     `empty` holds indices of pictures without a person instead, one for 40 others.
     """

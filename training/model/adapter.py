@@ -29,6 +29,17 @@ _RESAMPLER_NAMES = (
 )
 
 
+def build_pose_guider(unet: UNet2DConditionModel) -> T2IAdapter:
+    """T2I-Adapter (arXiv:2302.08453): a drawn skeleton [B, 3, H, W] in [0, 1] -> a feature map for each down block."""
+    return T2IAdapter(
+        in_channels=3,
+        channels=list(unet.config.block_out_channels),
+        num_res_blocks=1,
+        downscale_factor=8,
+        adapter_type="full_adapter",
+    )
+
+
 class Adapter(nn.Module):
     """What BoLID trains. `layers` are the UNet's own body-ID processors: to hold them here shares them."""
 
@@ -44,13 +55,7 @@ class Adapter(nn.Module):
             tokens=config.identity_tokens,
         )
         self.image_projector = resampler(embed_dim, output_dim, width, config.image_tokens)
-        self.pose_guider = T2IAdapter(
-            in_channels=3,
-            channels=list(unet.config.block_out_channels),
-            num_res_blocks=1,
-            downscale_factor=8,
-            adapter_type="full_adapter",
-        )
+        self.pose_guider = build_pose_guider(unet)
 
     def save(self, folder: Path) -> None:
         """Writes `identity.safetensors`, `image_prompt.safetensors` and `pose_guider/` into `folder`."""

@@ -114,7 +114,7 @@ def build_checkpoint(config: AvatarConfig, tokenizer: CLIPTokenizer | None = Non
             **clip_parts(clip),
             tokenizer=tokenizer,
             feature_extractor=build_feature_extractor(config),
-            pose_estimator=PoseEstimator(build_vitpose(config.image_size, config.pose_width, config.pose_layers)),
+            pose_estimator=PoseEstimator(build_vitpose(config.pose_size, config.pose_width, config.pose_layers)),
             scheduler=build_scheduler(config),
             adapter=Adapter(unet, config),
         )

@@ -20,6 +20,7 @@ class AvatarConfig:
     unet_channels: tuple[int, ...] = (64, 128, 256)
     unet_layers_per_block: int = 1
     attention_head_dim: int = 32
+    pose_size: int = 96
     pose_width: int = 128
     pose_layers: int = 6
     identity_tokens: int = 16

@@ -14,9 +14,9 @@ class StageRecipe:
 
 
 STAGES = {
-    "clip": StageRecipe(steps=450, batch_size=128, learning_rate=1e-3),
-    "vae": StageRecipe(steps=5000, batch_size=8, learning_rate=1.5e-3, ema_decay=0.998, validate_every=1000),
-    "pose": StageRecipe(steps=8000, batch_size=16, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
-    "unet": StageRecipe(steps=6000, batch_size=32, learning_rate=4e-4, validate_every=1000, compile=True),
-    "adapter": StageRecipe(steps=4000, batch_size=32, learning_rate=5e-4, validate_every=1000),
+    "clip": StageRecipe(steps=200, batch_size=64, learning_rate=1e-3),
+    "vae": StageRecipe(steps=2800, batch_size=4, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
+    "pose": StageRecipe(steps=1800, batch_size=16, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
+    "unet": StageRecipe(steps=2600, batch_size=16, learning_rate=6e-4, validate_every=650, compile=True),
+    "adapter": StageRecipe(steps=1500, batch_size=16, learning_rate=6e-4, validate_every=750),
 }

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import AutoencoderTiny, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
+from bolid_training.avatars.captions import names_clothes
 from bolid_training.avatars.parts import Part
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.conditions import (
-    body_weight,
     encode_patches,
     estimated_keypoints,
     masked_features,
@@ -23,25 +23,32 @@ from bolid_training.conditions import (
     part_crops,
     place_only,
     shrink,
-    skeleton,
     skeleton_batch,
 )
 from bolid_training.data import People, cached
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import build_scheduler, clip_parts
 from bolid_training.model.config import AvatarConfig
+from bolid_training.precision import autocast
 from bolid_training.sampling import sample_latents
 from bolid_training.stages.clip import tokenize
-from bolid_training.stages.unet import cached_latents, diffusion_loss, noisy_batch
+from bolid_training.stages.unet import (
+    BODY_WEIGHT,
+    cached_body_weights,
+    cached_latents,
+    cached_skeletons,
+    diffusion_loss,
+    noisy_batch,
+)
 from bolid_training.stages.vae import to_bytes
 
 DROP_TEXT = 0.1
 DROP_IDENTITY = 0.1
 DROP_BOTH = 0.05
 DROP_POSE = 0.1
+NAME_CLOTHES = 0.3  # share of captions that may name clothes: what the text says, nobody looks up in the reference
 IMAGE_PROMPT = 0.3  # share of steps with an image prompt; without one the branch is off, as at inference
 TWO_REFERENCES = 0.2
-BODY_WEIGHT = 2.0  # extra weight of a latent pixel that the person covers (StoryMaker's person-weighted loss)
 
 
 class ConditionedUNet(nn.Module):
@@ -90,13 +97,15 @@ class AdapterTask:
         self.validation_arrays = self._arrays(validation, "validation")
         unet = UNet2DConditionModel.from_pretrained(runs / "unet" / "model")
         self.module = ConditionedUNet(unet, config).to(memory_format=torch.channels_last)
+        guider = T2IAdapter.from_pretrained(runs / "unet" / "model" / "pose_guider")
+        self.module.adapter.pose_guider.load_state_dict(guider.state_dict())
 
     def _arrays(self, people: People, split: str) -> dict[str, np.ndarray]:
         """Latents, patch tokens of the part crops and of the place alone, skeletons, body weights: computed once."""
         cache, count = self.runs / "cache", len(people)
         name = lambda kind: cache / f"{kind}-{split}-{count}.npy"  # noqa: E731
         points = np.stack([estimated_keypoints(k, i) for i, k in enumerate(people.keypoints)])
-        size, side = self.config.vision_size, people.images.shape[1]
+        size = self.config.vision_size
 
         def crops(piece: slice) -> np.ndarray:
             cut = [part_crops(i, k, size) for i, k in zip(people.images[piece], points[piece], strict=True)]
@@ -110,8 +119,8 @@ class AdapterTask:
             "latents": cached_latents(self.vae, people, name("latents")),
             "patches": cached(name("patches"), crops, count),
             "places": cached(name("places"), places, count),
-            "skeletons": cached(name("skeletons"), lambda p: np.stack([skeleton(k, side) for k in points[p]]), count),
-            "body": cached(name("body"), lambda p: body_weight(people.parts[p], side // 8).numpy(), count),
+            "skeletons": cached_skeletons(people, name("skeletons")),
+            "body": cached_body_weights(people, name("body")),
         }
 
     def _encode(self, crops: np.ndarray) -> np.ndarray:
@@ -123,7 +132,7 @@ class AdapterTask:
         drop = rng.random(size)
         drop_identity = (drop < DROP_IDENTITY) | (drop > 1 - DROP_BOTH)
         drop_text = ((drop >= DROP_IDENTITY) & (drop < DROP_IDENTITY + DROP_TEXT)) | (drop > 1 - DROP_BOTH)
-        captions = [people.captions[i][rng.integers(len(people.captions[i]))] for i in indices]
+        captions = [self._caption(i, rng) for i in indices]
         captions = ["" if dropped else caption for caption, dropped in zip(captions, drop_text, strict=True)]
         references = 2 if rng.random() < TWO_REFERENCES else 1
         chosen = np.stack([rng.choice(people.siblings[i], references) for i in indices])
@@ -141,6 +150,12 @@ class AdapterTask:
             batch["image_patch_tokens"] = places
         return batch
 
+    def _caption(self, index: int, rng: np.random.Generator) -> str:
+        captions = self.people.captions[index]
+        if rng.random() >= NAME_CLOTHES:
+            captions = [caption for caption in captions if not names_clothes(caption)] or captions
+        return captions[rng.integers(len(captions))]
+
     def _patches(self, patches: np.ndarray, chosen: np.ndarray, dropped: np.ndarray) -> Tensor:
         """float32 [B, V, P, D]: the crops of the chosen references [B, R], or those of nobody."""
         tokens = torch.from_numpy(patches[chosen].astype(np.float32)).flatten(1, 2)
@@ -149,7 +164,7 @@ class AdapterTask:
 
     @torch.no_grad()
     def encode_text(self, captions: list[str]) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             return self.text_encoder(tokenize(self.tokenizer, captions))[0].float()
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:

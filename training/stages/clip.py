@@ -11,6 +11,7 @@ from transformers import CLIPTokenizer
 from bolid_training.data import People, pixels, resize
 from bolid_training.model.checkpoint import MAX_TOKENS, build_clip, build_feature_extractor, train_tokenizer
 from bolid_training.model.config import AvatarConfig
+from bolid_training.precision import fastest_precision
 
 MIN_CROP = 0.6
 
@@ -21,8 +22,9 @@ class ClipTask:
         texts = [caption for captions in people.captions for caption in captions]
         self.tokenizer = train_tokenizer(texts, config.vocabulary)
         self.module = build_clip(config, self.tokenizer)
-        # on CPUs the backward of bfloat16 scaled_dot_product_attention is slower than that of its parts
-        self.module.set_attn_implementation("eager")
+        if fastest_precision() == "bf16":
+            # on CPUs the backward of bfloat16 scaled_dot_product_attention is slower than that of its parts
+            self.module.set_attn_implementation("eager")
         self.feature_extractor = build_feature_extractor(config)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:

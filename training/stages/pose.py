@@ -10,51 +10,53 @@ from torch.nn import functional as F
 from bolid_sdk.pose import draw_skeleton
 from bolid_training.avatars.parts import Part
 from bolid_training.avatars.sheets import contact_sheet
-from bolid_training.data import FLIP, People, pixels
+from bolid_training.data import FLIP, People, pixels, resize
 from bolid_training.model.config import AvatarConfig
-from bolid_training.model.pose_estimator import PoseEstimator, build_vitpose, decode_heatmaps, draw_heatmaps
+from bolid_training.model.pose_estimator import HEATMAP_STRIDE, SHARPNESS, PoseEstimator, build_vitpose, draw_heatmaps
+from bolid_training.precision import fastest_precision
 from bolid_training.stages.vae import to_bytes
 
 CROWD = 0.1  # share of batches with a second person pasted in: the runtime counts people by their peaks
 EMPTY = 0.06  # share of pictures of places without people: nobody must look like nobody
 PEAK_WEIGHT = 10.0
-DISTANCE_WEIGHT = 10.0  # heatmaps alone are slow to leave the mean pose: a blurred peak costs little wherever it is
+HEATMAP_WEIGHT = 20.0
 
 
 class PoseTask:
     def __init__(self, config: AvatarConfig, people: People, validation: People, empty: People):
-        self.people, self.validation, self.empty = people, validation, empty
-        self.module = PoseEstimator(build_vitpose(config.image_size, config.pose_width, config.pose_layers))
-        # on CPUs the backward of bfloat16 scaled_dot_product_attention is slower than that of its parts
-        self.module.vitpose.backbone.set_attn_implementation("eager")
+        self.size, self.people, self.validation, self.empty = config.pose_size, people, validation, empty
+        self.module = PoseEstimator(build_vitpose(config.pose_size, config.pose_width, config.pose_layers))
+        if fastest_precision() == "bf16":
+            # on CPUs the backward of bfloat16 scaled_dot_product_attention is slower than that of its parts
+            self.module.vitpose.backbone.set_attn_implementation("eager")
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         indices = rng.integers(len(self.people), size=size)
         images, keypoints = pixels(self.people.images[indices]), torch.from_numpy(self.people.keypoints[indices])
-        heatmaps = visible_heatmaps(keypoints, images.shape[-1] // 4)
+        heatmaps = visible_heatmaps(keypoints, self.size // HEATMAP_STRIDE)
         person = torch.from_numpy(self.people.parts[indices] != Part.BACKGROUND)[:, None]
-        crowd = rng.random() < CROWD
-        if crowd:
+        if rng.random() < CROWD:
             images, heatmaps = paste_second_person(images, heatmaps, person, rng)
         nobody = rng.random(size) < EMPTY
         images[nobody] = pixels(self.empty.images[rng.integers(len(self.empty), size=nobody.sum())])
         heatmaps[nobody] = 0
-        return augment(images, heatmaps, rng) | {"single": torch.tensor(not crowd)}
+        images, heatmaps = augment(images, heatmaps, rng)
+        return {"pixels": resize(images, self.size), "heatmaps": heatmaps}
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        keypoints, heatmaps = module(batch["pixels"])
+        heatmaps = module(batch["pixels"])[1].float()
         weight = 1 + PEAK_WEIGHT * batch["heatmaps"]
-        error = (weight * (heatmaps.float() - batch["heatmaps"]).square()).mean()
-        distance = decoded_distance(keypoints.float(), batch["heatmaps"]) * batch["single"]
-        return {"loss": 100 * error + DISTANCE_WEIGHT * distance, "error": error, "distance": distance}
+        error = (weight * (heatmaps - batch["heatmaps"]).square()).mean()
+        divergence = position_divergence(heatmaps, batch["heatmaps"])
+        return {"loss": divergence + HEATMAP_WEIGHT * error, "divergence": divergence, "error": error}
 
     def validate(self, sheet: Path) -> dict[str, float]:
         images, truth = pixels(self.validation.images[:200]), torch.from_numpy(self.validation.keypoints[:200])
-        found = self.module(images)[0]
+        found = self.estimate(images)
         drawn = [draw_skeleton(points.numpy(), *images.shape[-2:]) for points in found[:18]]
         overlay = np.maximum(to_bytes(images[:18]) // 2, np.stack(drawn))
         contact_sheet(overlay, columns=6).save(sheet)
-        nobody = self.module(pixels(self.empty.images[-200:]))[0]
+        nobody = self.estimate(pixels(self.empty.images[-200:]))
         error = (found[..., :2] - truth[..., :2]).norm(dim=-1)
         seen = truth[..., 2] == 2
         return {
@@ -63,6 +65,10 @@ class PoseTask:
             "confidence": float(found[..., 2].mean()),
             "confidence_empty": float(nobody[..., 2].mean()),
         }
+
+    def estimate(self, images: Tensor) -> Tensor:
+        """Keypoints [B, 12, 3] of pictures [B, 3, H, W] of any size."""
+        return self.module(resize(images, self.size))[0]
 
     def save(self, folder: Path) -> None:
         self.module.vitpose.save_pretrained(folder)
@@ -73,12 +79,17 @@ def visible_heatmaps(keypoints: Tensor, side: int) -> Tensor:
     return draw_heatmaps(keypoints[..., :2], side, side) * (keypoints[..., 2, None, None] > 0)
 
 
-def decoded_distance(keypoints: Tensor, heatmaps: Tensor) -> Tensor:
-    """Mean distance of decoded keypoints [B, 12, 3] from the peak of each target heatmap that has one."""
-    seen = heatmaps.amax((-2, -1)) > 0.5
-    target = decode_heatmaps(heatmaps)
-    distance = (keypoints[..., :2] - target[..., :2]).square().sum(-1).add(1e-8).sqrt()
-    return (distance * seen).sum() / seen.sum().clamp(min=1)
+def position_divergence(heatmaps: Tensor, target: Tensor) -> Tensor:
+    """KL divergence between where target and estimate see a keypoint, averaged over the keypoints that are there.
+
+    Squared errors alone are slow to leave the mean pose, for a blurred peak costs little wherever it is. Both
+    distributions are the decoder's own, so what is learned is what is read.
+    """
+    seen = target.amax((-2, -1)) > 0.5
+    where = torch.softmax(target.flatten(2) * SHARPNESS, -1)
+    log_found = torch.log_softmax(heatmaps.flatten(2) * SHARPNESS, -1)
+    divergence = (where * (where.clamp(min=1e-12).log() - log_found)).sum(-1)
+    return (divergence * seen).sum() / seen.sum().clamp(min=1)
 
 
 def paste_second_person(
@@ -97,7 +108,7 @@ def paste_second_person(
     return pasted, peaks
 
 
-def augment(images: Tensor, heatmaps: Tensor, rng: np.random.Generator) -> dict[str, Tensor]:
+def augment(images: Tensor, heatmaps: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Mirror, scale, shift, brightness and contrast, one draw a batch."""
     if rng.random() < 0.5:
         images, heatmaps = images.flip(3), heatmaps.flip(3)[:, FLIP]
@@ -107,7 +118,7 @@ def augment(images: Tensor, heatmaps: Tensor, rng: np.random.Generator) -> dict[
         images = warp(images, scale, dx, dy, padding=padding)
         heatmaps = warp(heatmaps, scale, dx, dy, padding="zeros")
     gain, offset = rng.uniform(0.7, 1.3), rng.uniform(-0.2, 0.2)
-    return {"pixels": (images * gain + offset).clamp(-1, 1), "heatmaps": heatmaps}
+    return (images * gain + offset).clamp(-1, 1), heatmaps
 
 
 def warp(images: Tensor, scale: float, dx: float, dy: float, padding: str = "border") -> Tensor:

@@ -1,4 +1,8 @@
-"""Stage `unet`: the text-to-image base, on latents and captions."""
+"""Stage `unet`: the text-to-image base, on latents and captions, with the pose guider beside it.
+
+From captions alone two cores learn places and light first and figures last. So most samples also show the skeleton,
+through the T2I-Adapter that the next stage goes on with; without it the base still is an ordinary text-to-image model.
+"""
 
 from pathlib import Path
 
@@ -9,16 +13,41 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from bolid_training.avatars.sheets import contact_sheet
+from bolid_training.conditions import body_weight, estimated_keypoints, masked_features, skeleton, skeleton_batch
 from bolid_training.data import People, cached, pixels
+from bolid_training.model.adapter import build_pose_guider
 from bolid_training.model.attention import PlainAttnProcessor
 from bolid_training.model.checkpoint import build_scheduler, build_unet, clip_parts
 from bolid_training.model.config import AvatarConfig
+from bolid_training.precision import autocast
 from bolid_training.sampling import sample_latents
 from bolid_training.stages.clip import tokenize
 from bolid_training.stages.vae import to_bytes
 
 SNR_GAMMA = 5.0
 DROP_TEXT = 0.1
+DROP_POSE = 0.25
+BODY_WEIGHT = 2.0  # extra weight of a latent pixel that the person covers (StoryMaker's person-weighted loss)
+
+
+class GuidedUNet(nn.Module):
+    """The base and its pose guider: latents, text and skeletons in, v out."""
+
+    def __init__(self, config: AvatarConfig):
+        super().__init__()
+        self.unet = build_unet(config)
+        self.unet.set_attn_processor(PlainAttnProcessor())
+        self.pose_guider = build_pose_guider(self.unet)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.unet(
+            batch["sample"],
+            batch["timestep"],
+            batch["encoder_hidden_states"],
+            down_intrablock_additional_residuals=masked_features(
+                self.pose_guider(batch["skeleton"]), batch["keep_pose"]
+            ),
+        ).sample
 
 
 class UnetTask:
@@ -29,38 +58,58 @@ class UnetTask:
         clip = CLIPModel.from_pretrained(runs / "clip" / "model")
         self.text_encoder = clip_parts(clip)["text_encoder"].eval().requires_grad_(False)
         self.scheduler = build_scheduler(config)
-        self.latents = cached_latents(self.vae, people, runs / "cache" / f"latents-train-{len(people)}.npy")
-        self.module = build_unet(config).to(memory_format=torch.channels_last)
-        self.module.set_attn_processor(PlainAttnProcessor())
+        cache, count = runs / "cache", len(people)
+        self.latents = cached_latents(self.vae, people, cache / f"latents-train-{count}.npy")
+        self.skeletons = cached_skeletons(people, cache / f"skeletons-train-{count}.npy")
+        self.body = cached_body_weights(people, cache / f"body-train-{count}.npy")
+        self.module = GuidedUNet(config).to(memory_format=torch.channels_last)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         indices = rng.integers(len(self.people), size=size)
         captions = [self.people.captions[i][rng.integers(len(self.people.captions[i]))] for i in indices]
         captions = ["" if rng.random() < DROP_TEXT else caption for caption in captions]
         return noisy_batch(self.latents[indices], self.scheduler, rng) | {
-            "encoder_hidden_states": self.encode(captions)
+            "encoder_hidden_states": self.encode(captions),
+            "skeleton": skeleton_batch(self.skeletons[indices]),
+            "keep_pose": torch.from_numpy(rng.random(size) >= DROP_POSE),
+            "body": torch.from_numpy(self.body[indices]),
         }
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> Tensor:
         """encoder_hidden_states [B, 77, C]."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             return self.text_encoder(tokenize(self.tokenizer, captions))[0].float()
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        output = module(batch["sample"], batch["timestep"], batch["encoder_hidden_states"]).sample
-        return diffusion_loss(output, batch)
+        return diffusion_loss(module(batch), batch, 1 + BODY_WEIGHT * batch["body"])
 
     def validate(self, sheet: Path) -> dict[str, float]:
-        captions = [captions[0] for captions in self.validation.captions[:24]]
-        text = self.encode([""] * len(captions) + captions)
-        shape = (len(captions), *self.latents.shape[1:])
-        latents = sample_latents(self.module, self.scheduler, shape, steps=20, guidance=3.0, encoder_hidden_states=text)
-        contact_sheet(to_bytes(self.vae.decode(latents).sample), columns=8, labels=captions).save(sheet)
+        """Rows of skeleton, picture with it, picture by the text alone."""
+        count = min(16, len(self.validation))
+        captions = [captions[0] for captions in self.validation.captions[:count]]
+        drawn = draw_skeletons(self.validation, slice(count))
+        out = [self._sample(captions, features) for features in (self.module.pose_guider(skeleton_batch(drawn)), None)]
+        cells = np.stack([drawn, *out], 1).reshape(-1, *drawn.shape[1:])
+        labels = [label for caption in captions for label in ("", caption, "text alone")]
+        contact_sheet(cells, columns=12, labels=labels).save(sheet)
         return {}
 
+    def _sample(self, captions: list[str], pose_features: list[Tensor] | None) -> np.ndarray:
+        latents = sample_latents(
+            self.module.unet,
+            self.scheduler,
+            (len(captions), *self.latents.shape[1:]),
+            steps=20,
+            guidance=3.0,
+            encoder_hidden_states=self.encode([""] * len(captions) + captions),
+            pose_features=pose_features,
+        )
+        return to_bytes(self.vae.decode(latents).sample)
+
     def save(self, folder: Path) -> None:
-        self.module.save_pretrained(folder)
+        self.module.unet.save_pretrained(folder)
+        self.module.pose_guider.save_pretrained(folder / "pose_guider")
 
 
 def cached_latents(vae: AutoencoderTiny, people: People, file: Path) -> np.ndarray:
@@ -68,10 +117,28 @@ def cached_latents(vae: AutoencoderTiny, people: People, file: Path) -> np.ndarr
     vae = vae.to(memory_format=torch.channels_last)
 
     def encode(piece: slice) -> np.ndarray:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), autocast():
             return vae.encode(pixels(people.images[piece])).latents.float().half().numpy()
 
     return cached(file, encode, len(people))
+
+
+def draw_skeletons(people: People, piece: slice) -> np.ndarray:
+    """uint8 [N, H, W, 3]: the skeletons as an estimator would find them."""
+    first, side = piece.start or 0, people.images.shape[1]
+    points = [estimated_keypoints(k, first + i) for i, k in enumerate(people.keypoints[piece])]
+    return np.stack([skeleton(k, side) for k in points])
+
+
+def cached_skeletons(people: People, file: Path) -> np.ndarray:
+    """uint8 [N, H, W, 3]."""
+    return cached(file, lambda piece: draw_skeletons(people, piece), len(people))
+
+
+def cached_body_weights(people: People, file: Path) -> np.ndarray:
+    """float32 [N, 1, H/8, W/8]: the person's share of each latent pixel."""
+    side = people.images.shape[1] // 8
+    return cached(file, lambda piece: body_weight(people.parts[piece], side).numpy(), len(people))
 
 
 def noisy_batch(latents: np.ndarray, scheduler: DDIMScheduler, rng: np.random.Generator) -> dict[str, Tensor]:
