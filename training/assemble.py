@@ -1,4 +1,4 @@
-"""The checkpoint folder from the networks that the stages wrote."""
+"""The checkpoint folder from the networks that the stages wrote, and back."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer, VitPoseForPoseEstimation
 
 from bolid_training.model.adapter import Adapter
-from bolid_training.model.checkpoint import Checkpoint, build_scheduler, clip_parts
+from bolid_training.model.checkpoint import Checkpoint, build_scheduler, clip_parts, joined_clip, load_checkpoint
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.pose_estimator import PoseEstimator
 
@@ -14,7 +14,7 @@ from bolid_training.model.pose_estimator import PoseEstimator
 def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = None) -> int:
     """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes."""
     config = config or AvatarConfig()
-    model = {name: runs / name / "model" for name in ("clip", "vae", "pose", "unet", "adapter")}
+    model = _models(runs)
     unet = UNet2DConditionModel.from_pretrained(model["unet"])
     adapter = Adapter(unet, config)
     adapter.load(model["adapter"])
@@ -30,3 +30,23 @@ def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = Non
         adapter=adapter,
     ).save(out)
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+
+
+def unpack_checkpoint(folder: Path, runs: Path) -> None:
+    """Writes `runs/{clip,vae,pose,unet,adapter}/model` from a checkpoint folder, so that stages can go on from it.
+
+    The adapter's pose guider becomes the base's, too. Raises FileNotFoundError for a folder that is not a checkpoint.
+    """
+    checkpoint, model = load_checkpoint(folder), _models(runs)
+    joined_clip(checkpoint).save_pretrained(model["clip"])
+    checkpoint.tokenizer.save_pretrained(model["clip"])
+    checkpoint.feature_extractor.save_pretrained(model["clip"])
+    checkpoint.vae.save_pretrained(model["vae"])
+    checkpoint.pose_estimator.vitpose.save_pretrained(model["pose"])
+    UNet2DConditionModel.from_pretrained(folder / "unet").save_pretrained(model["unet"])
+    checkpoint.adapter.pose_guider.save_pretrained(model["unet"] / "pose_guider")
+    checkpoint.adapter.save(model["adapter"])
+
+
+def _models(runs: Path) -> dict[str, Path]:
+    return {name: runs / name / "model" for name in ("clip", "vae", "pose", "unet", "adapter")}

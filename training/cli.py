@@ -48,6 +48,7 @@ main.add_command(data_command, "data")
 @click.option("--batch-size", type=click.IntRange(2), help="Instead of the recipe's.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Instead of the recipe's.")
 @click.option("--limit", type=click.IntRange(2), help="Train on the first so many pictures only.")
+@click.option("--warm", is_flag=True, help="Begin with RUNS/NAME/model, not with random weights: see `unpack`.")
 @click.option("--seed", default=0, show_default=True)
 def stage(
     name: str,
@@ -57,17 +58,27 @@ def stage(
     batch_size: int | None,
     learning_rate: float | None,
     limit: int | None,
+    warm: bool,
     seed: int,
 ) -> None:
-    """Trains one stage, or continues it."""
+    """Trains one stage, or continues it.
+
+    On CPUs two processes of one thread are faster than one process of two:
+
+    \b
+      OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m bolid_training stage unet --batch-size 8
+    """
     from bolid_training.loop import LoopOptions, NotFiniteError, train
 
     given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     recipe = replace(STAGES[name], **{option: value for option, value in given.items() if value is not None})
     options = LoopOptions(out=runs / name, seed=seed, **vars(recipe))
     try:
-        train(build_task(name, data, runs, limit), options)
-    except FileNotFoundError as error:
+        task = build_task(name, data, runs, limit)
+        if warm:
+            task.load(runs / name / "model")
+        train(task, options)
+    except OSError as error:
         raise click.UsageError(str(error)) from error
     except NotFiniteError as error:
         raise click.ClickException(str(error)) from error
@@ -99,6 +110,19 @@ def assemble(runs: Path, out: Path) -> None:
 
     size = assemble_checkpoint(runs, out)
     click.echo(json.dumps({"checkpoint": str(out), "megabytes": round(size / 1e6, 1)}))
+
+
+@main.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path), default=Path("training/weights/avatar"))
+@click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True)
+def unpack(checkpoint: Path, runs: Path) -> None:
+    """Takes a checkpoint apart into RUNS/STAGE/model: train any stage on from there with `stage NAME --warm`."""
+    from bolid_training.assemble import unpack_checkpoint
+
+    try:
+        unpack_checkpoint(checkpoint, runs)
+    except FileNotFoundError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def build_task(

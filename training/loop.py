@@ -60,6 +60,9 @@ class Task(Protocol):
     def save(self, folder: Path) -> None:
         """Writes the trained network, with the EMA weights in place."""
 
+    def load(self, folder: Path) -> None:
+        """Begins with the network that `save` wrote instead of a random one."""
+
 
 class NotFiniteError(RuntimeError):
     """The loss became NaN or infinite; the last checkpoint is intact."""
@@ -94,7 +97,14 @@ def train(task: Task, options: LoopOptions) -> None:
     _resume(accelerator, options.out, progress)
 
     saved = time.monotonic()
-    bar = tqdm(total=options.steps, initial=progress.step, desc=options.out.name, dynamic_ncols=True, smoothing=0.05)
+    bar = tqdm(
+        total=options.steps,
+        initial=progress.step,
+        desc=options.out.name,
+        dynamic_ncols=True,
+        smoothing=0.05,
+        disable=not accelerator.is_main_process,
+    )
     while progress.step < options.steps:
         rng = np.random.default_rng([options.seed, progress.step, accelerator.process_index])
         losses = task.losses(module, task.batch(rng, options.batch_size))

@@ -2,181 +2,20 @@
 
 import json
 from copy import deepcopy
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, T2IAdapter
 
 from bolid_export import pipeline, verify
-from bolid_export.calibrate import PROMPTS
 from bolid_export.metrics import psnr
-from bolid_export.package import default_sampling, noise_schedule
 from bolid_export.pipeline import Target, export_bundle, stage_count
-from bolid_export.scene import Scene, noise_source, picture
 from bolid_export.sources import model_sizes
-from bolid_export.torch_engine import Record, TorchEngine
-from bolid_sdk.backends import open_backend
+from bolid_export.torch_engine import Record
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.contracts import graph_specs
 from bolid_sdk.doctor import diagnose
 from bolid_sdk.prompt import PromptTokenizer
-
-
-def engines_of(bundle):
-    backend = open_backend("onnxruntime", "cpu")
-    return {name: backend.load(bundle.file(entry.file), entry.spec) for name, entry in bundle.manifest.graphs.items()}
-
-
-@pytest.fixture(scope="module")
-def half(fp16_bundle):
-    """The exported graphs and the least PSNR they owe."""
-    return engines_of(fp16_bundle), 35
-
-
-@pytest.fixture(scope="module")
-def single(graphs, export):
-    """Float32: only the denoiser is exported, which is what matters and what takes time."""
-    _, denoiser = export("denoiser")
-    return {name: TorchEngine(graph) for name, graph in graphs.items()} | {"denoiser": denoiser}, 45
-
-
-@pytest.fixture(params=["half", "single"])
-def exported(request):
-    return request.getfixturevalue(request.param)
-
-
-@pytest.fixture(scope="module")
-def scene(checkpoint, sizes):
-    """Noise as pictures will do: what is compared is arithmetic."""
-    random = np.random.default_rng(1)
-    normal = lambda *shape: random.standard_normal(shape).astype(np.float32)  # noqa: E731
-    ids = checkpoint.tokenizer(["", PROMPTS[0]], padding="max_length", truncation=True)["input_ids"]
-    side = sizes.image_size
-    return Scene(
-        input_ids=np.array(ids),
-        crops=normal(5, 3, side, side),
-        parts=np.arange(5),
-        image_prompt=normal(3, side, side),
-        skeleton=random.random((3, sizes.native_height, sizes.native_width), np.float32),
-        identity_scale=1.5,
-        image_scale=2.0,
-        seed=3,
-    )
-
-
-def plain_pipeline(folder):
-    """diffusers alone, from the checkpoint's own files."""
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.load_ip_adapter(
-        [str(folder / "adapter")] * 2,
-        subfolder=["", ""],
-        weight_name=["identity.safetensors", "image_prompt.safetensors"],
-        image_encoder_folder=None,
-    )
-    return pipe
-
-
-@torch.no_grad()
-def image_embeds(pipe, scene, part_embedding):
-    """What `load_ip_adapter`'s projections read, both branches: [2, 1, V * P, D] and [2, 1, P, D]."""
-    pixels = torch.from_numpy(np.stack([np.zeros_like(scene.image_prompt), scene.image_prompt, *scene.crops]))
-    patches = pipe.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
-    views = torch.stack([patches[:1].expand(len(scene.crops), -1, -1), patches[2:]]) + part_embedding[:, None]
-    return [views.flatten(1, 2)[:, None], patches[:2, None]]
-
-
-@pytest.fixture(scope="module")
-def pipe(model_folder, scene):
-    pipe = plain_pipeline(model_folder)
-    pipe.set_ip_adapter_scale([scene.identity_scale, scene.image_scale])
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def embeds(pipe, scene, checkpoint):
-    return image_embeds(pipe, scene, checkpoint.adapter.identity_encoder.part_embedding)
-
-
-@pytest.fixture(scope="module")
-def sampling(checkpoint):
-    return default_sampling(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def exported_picture(checkpoint, sizes, sampling):
-    """Pixels through the runtime's loop."""
-    table = sampling.table(noise_schedule(checkpoint))
-    return lambda engines, scene: picture(engines, scene, sizes, table, sampling.guidance)
-
-
-class Blind:
-    """A pose guider that sees no pose."""
-
-    def __init__(self, guider):
-        self.guider = guider
-
-    def run(self, inputs):
-        return {name: np.zeros_like(features) for name, features in self.guider.run(inputs).items()}
-
-
-def without_pose(engines):
-    return engines | {"pose_guider": Blind(engines["pose_guider"])}
-
-
-def test_diffusers_pipeline_with_ip_adapter_makes_the_same_picture(
-    exported, exported_picture, scene, sizes, sampling, pipe, embeds
-):
-    engines, least = exported
-    expected = pipe(
-        PROMPTS[0],
-        height=scene.skeleton.shape[1],
-        width=scene.skeleton.shape[2],
-        num_inference_steps=sampling.steps,
-        guidance_scale=sampling.guidance,
-        latents=torch.from_numpy(next(noise_source(scene, sizes).draws())),
-        ip_adapter_image_embeds=embeds,
-        output_type="pt",
-    ).images
-    assert psnr(exported_picture(without_pose(engines), scene), 2 * expected.numpy() - 1) > least
-
-
-@torch.no_grad()
-def test_diffusers_unet_with_t2i_adapter_makes_this_picture(
-    exported, exported_picture, scene, sizes, sampling, pipe, embeds, model_folder
-):
-    engines, least = exported
-    scheduler = DDIMScheduler.from_pretrained(model_folder / "scheduler")
-    scheduler.set_timesteps(sampling.steps)
-    guider = T2IAdapter.from_pretrained(model_folder / "adapter" / "pose_guider", torch_dtype=torch.float32)
-    features = guider(torch.from_numpy(scene.skeleton[None]))
-    text = pipe.text_encoder(torch.from_numpy(scene.input_ids)).last_hidden_state
-    latents = torch.from_numpy(next(noise_source(scene, sizes).draws()))
-    for timestep in scheduler.timesteps:
-        first, last = pipe.unet(
-            latents.repeat(2, 1, 1, 1),
-            timestep,
-            text,
-            added_cond_kwargs={"image_embeds": embeds},
-            down_intrablock_additional_residuals=[feature.repeat(2, 1, 1, 1) for feature in features],
-        ).sample.chunk(2)
-        latents = scheduler.step(first + sampling.guidance * (last - first), timestep, latents).prev_sample
-    expected = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample.numpy()
-    assert psnr(exported_picture(engines, scene), expected) > least
-
-
-def test_identity_image_prompt_and_pose_reach_the_picture(half, exported_picture, scene):
-    """Otherwise the comparisons above would prove nothing about them."""
-    engines, least = half
-    whole = exported_picture(engines, scene)
-    others = [
-        exported_picture(without_pose(engines), scene),
-        exported_picture(engines, replace(scene, identity_scale=0.0)),
-        exported_picture(engines, replace(scene, image_scale=0.0)),
-    ]
-    assert all(psnr(whole, other) < least - 5 for other in others)
 
 
 def test_the_doctor_finds_the_bundle_healthy(fp16_bundle):

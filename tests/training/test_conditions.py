@@ -3,10 +3,12 @@
 import numpy as np
 import torch
 
+from bolid_training.avatars.captions import names_clothes
 from bolid_training.avatars.parts import Part
 from bolid_training.conditions import estimated_keypoints, masked_features, part_crops, place_only
 from bolid_training.data import FLIP, People, pixels
-from bolid_training.stages.pose import augment, visible_heatmaps, warp
+from bolid_training.model.pose_estimator import draw_heatmaps
+from bolid_training.stages.pose import augment, position_divergence, visible_heatmaps, warp
 
 
 def people(count=12, views=3):
@@ -66,10 +68,9 @@ def test_augmented_heatmaps_follow_the_picture():
         image = np.zeros((1, 128, 128, 3), np.uint8)
         x, y = (points[0, 4, :2] * 128).int().tolist()
         image[0, y - 2 : y + 2, x - 2 : x + 2] = 255
-        batch = augment(pixels(image), visible_heatmaps(points, 32), np.random.default_rng(seed + 100))
-        bright = batch["pixels"][0, 0]
-        row, column = divmod(int(bright.argmax()), 128)
-        peaks = batch["heatmaps"][0, [4, FLIP[4]]].flatten(1)
+        images, heatmaps = augment(pixels(image), visible_heatmaps(points, 32), np.random.default_rng(seed + 100))
+        row, column = divmod(int(images[0, 0].argmax()), 128)
+        peaks = heatmaps[0, [4, FLIP[4]]].flatten(1)
         distances = [
             ((divmod(int(p.argmax()), 32)[0] * 4 - row) ** 2 + (int(p.argmax()) % 32 * 4 - column) ** 2) for p in peaks
         ]
@@ -81,3 +82,17 @@ def test_warp_moves_by_half_sides_and_scales_about_the_centre():
     image[..., 32, 32] = 1
     moved = warp(image, 1.0, 0.5, 0.0, padding="zeros")
     assert divmod(int(moved.argmax()), 64) == (32, 48)
+
+
+def test_position_divergence_is_zero_at_the_target_and_grows_with_the_distance():
+    points = torch.full((1, 12, 2), 0.5)
+    target = draw_heatmaps(points, 24, 24)
+    divergences = [float(position_divergence(draw_heatmaps(points + shift, 24, 24), target)) for shift in (0, 0.1, 0.3)]
+    assert divergences[0] < 1e-5
+    assert divergences[0] < divergences[1] < divergences[2]
+    assert float(position_divergence(target, torch.zeros_like(target))) == 0  # nobody there
+
+
+def test_captions_that_name_clothes_are_told_apart():
+    assert names_clothes("a man in a light blue t-shirt and grey pants walking")
+    assert not names_clothes("a young woman with short hair walking in a snowy landscape on a rooftop")

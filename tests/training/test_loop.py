@@ -1,5 +1,9 @@
 """The training loop: a run that is interrupted and continued equals one that is not."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -63,8 +67,6 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path):
 
 def test_training_learns_and_reports(tmp_path):
     run(tmp_path, steps=300)
-    import json
-
     lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
     assert lines[-1]["step"] == 300
     assert lines[-1]["error"] < 0.1 < lines[0]["error"]
@@ -90,3 +92,41 @@ def test_learning_rate_warms_up_and_falls():
 def test_a_compiled_run_equals_an_eager_one(tmp_path):
     eager, compiled = run(tmp_path / "eager", steps=5), run(tmp_path / "compiled", steps=5, compile=True)
     assert torch.allclose(eager.module.weight, compiled.module.weight, atol=1e-6)
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from bolid_training.loop import LoopOptions, train
+
+class Regression:
+    def __init__(self):
+        torch.manual_seed(0)
+        self.module = torch.nn.ModuleList([torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)])
+        self.module.forward = lambda x: self.module[0](x)  # the second is left out of every step
+    def batch(self, rng, size):
+        return {"x": torch.from_numpy(rng.standard_normal((size, 4), dtype=np.float32))}
+    def losses(self, module, batch):
+        return {"loss": (module(batch["x"]) - batch["x"].sum(-1, keepdim=True)).square().mean()}
+    def validate(self, sheet):
+        return {"error": float((self.module[0].weight - 1).abs().max())}
+    def save(self, folder):
+        folder.mkdir(exist_ok=True)
+
+train(Regression(), LoopOptions(out=Path(sys.argv[1]), steps=int(sys.argv[2]), batch_size=8, learning_rate=0.05,
+                                warmup=5, mixed_precision="no", validate_every=20, save_minutes=0.001))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network_and_continue(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    for steps in (100, 200):
+        subprocess.run([*launch, str(tmp_path / "run"), str(steps)], env=environment, check=True, timeout=300)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(20, 201, 20))  # one process reports
+    assert lines[-1]["error"] < 0.1 < lines[0]["error"]

@@ -205,6 +205,16 @@ def clip_parts(clip: CLIPModel) -> dict[str, nn.Module]:
     return {"text_encoder": text_encoder, "text_projection": clip.text_projection, "image_encoder": image_encoder}
 
 
+def joined_clip(checkpoint: Checkpoint) -> CLIPModel:
+    """The CLIP that `clip_parts` took apart; its temperature, which no checkpoint holds, is CLIP's initial one."""
+    clip = build_clip(checkpoint.config, checkpoint.tokenizer)
+    clip.text_model.load_state_dict(checkpoint.text_encoder.state_dict())
+    clip.text_projection.load_state_dict(checkpoint.text_projection.state_dict())
+    clip.vision_model.load_state_dict(checkpoint.image_encoder.vision_model.state_dict())
+    clip.visual_projection.load_state_dict(checkpoint.image_encoder.visual_projection.state_dict())
+    return clip
+
+
 def build_feature_extractor(config: AvatarConfig) -> CLIPImageProcessor:
     """What the image encoder expects: S x S pixels with CLIP's mean and standard deviation."""
     size = config.vision_size

@@ -200,6 +200,9 @@ class AdapterTask:
     def save(self, folder: Path) -> None:
         self.module.adapter.save(folder)
 
+    def load(self, folder: Path) -> None:
+        self.module.adapter.load(folder)
+
 
 def colour_error(images: np.ndarray, truth: np.ndarray, parts: np.ndarray) -> float:
     """Mean distance (in [0, 1] RGB) of the mean colour of clothes between generated and true pictures.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import CLIPTokenizer
+from transformers import CLIPModel, CLIPTokenizer
 
 from bolid_training.data import People, pixels, resize
 from bolid_training.model.checkpoint import MAX_TOKENS, build_clip, build_feature_extractor, train_tokenizer
@@ -56,6 +56,10 @@ class ClipTask:
         self.module.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.feature_extractor.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder)
+        self.module.load_state_dict(CLIPModel.from_pretrained(folder).state_dict())
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import VitPoseForPoseEstimation
 
 from bolid_sdk.pose import draw_skeleton
 from bolid_training.avatars.parts import Part
@@ -72,6 +73,9 @@ class PoseTask:
 
     def save(self, folder: Path) -> None:
         self.module.vitpose.save_pretrained(folder)
+
+    def load(self, folder: Path) -> None:
+        self.module.vitpose.load_state_dict(VitPoseForPoseEstimation.from_pretrained(folder).state_dict())
 
 
 def visible_heatmaps(keypoints: Tensor, side: int) -> Tensor:

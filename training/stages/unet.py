@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler
+from diffusers import AutoencoderTiny, DDIMScheduler, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -110,6 +110,11 @@ class UnetTask:
     def save(self, folder: Path) -> None:
         self.module.unet.save_pretrained(folder)
         self.module.pose_guider.save_pretrained(folder / "pose_guider")
+
+    def load(self, folder: Path) -> None:
+        self.module.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder).state_dict())
+        guider = T2IAdapter.from_pretrained(folder / "pose_guider")
+        self.module.pose_guider.load_state_dict(guider.state_dict())
 
 
 def cached_latents(vae: AutoencoderTiny, people: People, file: Path) -> np.ndarray:

@@ -94,6 +94,9 @@ class VaeTask:
     def save(self, folder: Path) -> None:
         self.module.vae.save_pretrained(folder)
 
+    def load(self, folder: Path) -> None:
+        self.module.vae.load_state_dict(AutoencoderTiny.from_pretrained(folder).state_dict())
+
 
 def gradients(image: Tensor) -> tuple[Tensor, Tensor]:
     """Horizontal and vertical differences of neighbouring pixels."""
