@@ -41,6 +41,11 @@ class People(Samples):
             by_identity.setdefault(int(identity), []).append(index)
         return [self._siblings(index, by_identity[int(self.identity[index])]) for index in range(len(self))]
 
+    @cached_property
+    def with_photos(self) -> NDArray[np.int64]:
+        """The samples with a photograph among their siblings: what a sketch does not show, it cannot teach."""
+        return np.array([index for index, siblings in enumerate(self.siblings) if self.photos[siblings].all()])
+
     def _siblings(self, index: int, candidates: list[int]) -> NDArray[np.int64]:
         others = [i for i in candidates if i != index] or [index]
         photos = [i for i in others if self.photos[i]]

@@ -29,6 +29,11 @@ def test_siblings_are_other_photographs_of_the_same_person():
         assert split.photos[siblings].all()
 
 
+def test_targets_have_a_photograph_beside_them():
+    split = people(count=6, views=2)  # the first of each two pictures is a cartoon
+    assert split.with_photos.tolist() == [0, 2, 4]
+
+
 def test_place_only_keeps_the_place_and_loses_the_person():
     image = np.full((64, 64, 3), (20, 120, 220), np.uint8)
     parts = np.zeros((64, 64), np.uint8)

@@ -128,7 +128,7 @@ class AdapterTask:
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         arrays, people = self.train_arrays, self.people
-        indices = rng.integers(len(people), size=size)
+        indices = rng.choice(people.with_photos, size)
         drop = rng.random(size)
         drop_identity = (drop < DROP_IDENTITY) | (drop > 1 - DROP_BOTH)
         drop_text = ((drop >= DROP_IDENTITY) & (drop < DROP_IDENTITY + DROP_TEXT)) | (drop > 1 - DROP_BOTH)
