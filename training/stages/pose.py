@@ -1,4 +1,8 @@
-"""Stage `pose`: ViTPose on the pictures' exact keypoints."""
+"""Stage `pose`: ViTPose on the pictures' exact keypoints.
+
+Twelve points a picture are a sparse signal: beside the heatmaps the backbone learns to segment the body, through a
+layer that is not kept.
+"""
 
 from pathlib import Path
 
@@ -13,7 +17,14 @@ from bolid_training.avatars.parts import Part
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.data import FLIP, People, pixels, resize
 from bolid_training.model.config import AvatarConfig
-from bolid_training.model.pose_estimator import HEATMAP_STRIDE, SHARPNESS, PoseEstimator, build_vitpose, draw_heatmaps
+from bolid_training.model.pose_estimator import (
+    HEATMAP_STRIDE,
+    KEYPOINTS,
+    SHARPNESS,
+    PoseEstimator,
+    build_vitpose,
+    draw_heatmaps,
+)
 from bolid_training.precision import fastest_precision
 from bolid_training.stages.vae import to_bytes
 
@@ -21,12 +32,31 @@ CROWD = 0.1  # share of batches with a second person pasted in: the runtime coun
 EMPTY = 0.06  # share of pictures of places without people: nobody must look like nobody
 PEAK_WEIGHT = 10.0
 HEATMAP_WEIGHT = 20.0
+SEGMENTATION_WEIGHT = 10.0
+BODY = ((Part.FACE, Part.HAIR, Part.HAT), (Part.UPPER,), (Part.LOWER,), (Part.SHOES,), (Part.ARMS,), (Part.LEGS,))
+
+
+class SegmentingPose(nn.Module):
+    """ViTPose with a segmentation layer: pixels -> heatmaps [B, 12, h, w], logits of `BODY` [B, 6, h, w]."""
+
+    def __init__(self, vitpose: VitPoseForPoseEstimation):
+        super().__init__()
+        self.vitpose = vitpose
+        self.segmentation = nn.Conv2d(vitpose.config.backbone_config.hidden_size, len(BODY), 1)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.vitpose.backbone(pixels).feature_maps[-1]
+        side = round(tokens.shape[1] ** 0.5)
+        grid = tokens.transpose(1, 2).unflatten(2, (side, side))
+        heatmaps = self.vitpose.head(grid)
+        return heatmaps, F.interpolate(self.segmentation(grid), heatmaps.shape[-2:], mode="bilinear")
 
 
 class PoseTask:
     def __init__(self, config: AvatarConfig, people: People, validation: People, empty: People):
         self.size, self.people, self.validation, self.empty = config.pose_size, people, validation, empty
-        self.module = PoseEstimator(build_vitpose(config.pose_size, config.pose_width, config.pose_layers))
+        self.module = SegmentingPose(build_vitpose(config.pose_size, config.pose_width, config.pose_layers))
+        self.estimator = PoseEstimator(self.module.vitpose)
         if fastest_precision() == "bf16":
             # on CPUs the backward of bfloat16 scaled_dot_product_attention is slower than that of its parts
             self.module.vitpose.backbone.set_attn_implementation("eager")
@@ -34,22 +64,26 @@ class PoseTask:
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         indices = rng.integers(len(self.people), size=size)
         images, keypoints = pixels(self.people.images[indices]), torch.from_numpy(self.people.keypoints[indices])
-        heatmaps = visible_heatmaps(keypoints, self.size // HEATMAP_STRIDE)
-        person = torch.from_numpy(self.people.parts[indices] != Part.BACKGROUND)[:, None]
+        parts, side = self.people.parts[indices], self.size // HEATMAP_STRIDE
+        targets = torch.cat([visible_heatmaps(keypoints, side), body_coverage(parts, side)], 1)
         if rng.random() < CROWD:
-            images, heatmaps = paste_second_person(images, heatmaps, person, rng)
+            person = torch.from_numpy(parts != Part.BACKGROUND)[:, None]
+            images, targets = paste_second_person(images, targets, person, rng)
         nobody = rng.random(size) < EMPTY
         images[nobody] = pixels(self.empty.images[rng.integers(len(self.empty), size=nobody.sum())])
-        heatmaps[nobody] = 0
-        images, heatmaps = augment(images, heatmaps, rng)
-        return {"pixels": resize(images, self.size), "heatmaps": heatmaps}
+        targets[nobody] = 0
+        images, targets = augment(images, targets, rng)
+        heatmaps, coverage = targets.split([KEYPOINTS, len(BODY)], 1)
+        return {"pixels": resize(images, self.size), "heatmaps": heatmaps, "coverage": coverage}
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        heatmaps = module(batch["pixels"])[1].float()
+        heatmaps, logits = (output.float() for output in module(batch["pixels"]))
         weight = 1 + PEAK_WEIGHT * batch["heatmaps"]
         error = (weight * (heatmaps - batch["heatmaps"]).square()).mean()
         divergence = position_divergence(heatmaps, batch["heatmaps"])
-        return {"loss": divergence + HEATMAP_WEIGHT * error, "divergence": divergence, "error": error}
+        segmentation = F.binary_cross_entropy_with_logits(logits, batch["coverage"])
+        loss = divergence + HEATMAP_WEIGHT * error + SEGMENTATION_WEIGHT * segmentation
+        return {"loss": loss, "divergence": divergence, "error": error, "segmentation": segmentation}
 
     def validate(self, sheet: Path) -> dict[str, float]:
         images, truth = pixels(self.validation.images[:200]), torch.from_numpy(self.validation.keypoints[:200])
@@ -69,7 +103,7 @@ class PoseTask:
 
     def estimate(self, images: Tensor) -> Tensor:
         """Keypoints [B, 12, 3] of pictures [B, 3, H, W] of any size."""
-        return self.module(resize(images, self.size))[0]
+        return self.estimator(resize(images, self.size))[0]
 
     def save(self, folder: Path) -> None:
         self.module.vitpose.save_pretrained(folder)
@@ -81,6 +115,12 @@ class PoseTask:
 def visible_heatmaps(keypoints: Tensor, side: int) -> Tensor:
     """Heatmaps [B, 12, side, side] with a peak for each keypoint inside the picture, occluded or not."""
     return draw_heatmaps(keypoints[..., :2], side, side) * (keypoints[..., 2, None, None] > 0)
+
+
+def body_coverage(parts: np.ndarray, side: int) -> Tensor:
+    """Labels [B, H, W] -> each body part's share [B, 6, side, side] of every cell."""
+    masks = np.stack([np.isin(parts, group) for group in BODY], 1)
+    return F.adaptive_avg_pool2d(torch.from_numpy(masks.astype(np.float32)), side)
 
 
 def position_divergence(heatmaps: Tensor, target: Tensor) -> Tensor:
@@ -113,9 +153,9 @@ def paste_second_person(
 
 
 def augment(images: Tensor, heatmaps: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Mirror, scale, shift, brightness and contrast, one draw a batch."""
+    """Mirror, scale, shift, brightness and contrast, one draw a batch. Maps beyond the 12 heatmaps have no sides."""
     if rng.random() < 0.5:
-        images, heatmaps = images.flip(3), heatmaps.flip(3)[:, FLIP]
+        images, heatmaps = images.flip(3), heatmaps.flip(3)[:, [*FLIP, *range(len(FLIP), heatmaps.shape[1])]]
     if rng.random() < 0.7:
         scale, dx, dy = rng.uniform(0.6, 1.2), *rng.uniform(-0.2, 0.2, 2)
         padding = "zeros" if rng.random() < 0.5 else "border"
