@@ -69,10 +69,15 @@ def resize(batch: Tensor, size: int) -> Tensor:
 
 def cached(file: Path, compute: Callable[[slice], NDArray], count: int, chunk: int = 64) -> NDArray:
     """A read-only memory map of `compute` over all samples, computed on first use, `chunk` at a time, and then kept."""
-    with PartialState().local_main_process_first():
+    with process_state().local_main_process_first():
         if not file.exists():
             _compute(file, compute, count, chunk)
     return np.load(file, mmap_mode="r")
+
+
+def process_state() -> PartialState:
+    """Which of how many processes this is. Without a GPU it has to be asked for a CPU, else each stands alone."""
+    return PartialState(cpu=not torch.cuda.is_available())
 
 
 def _compute(file: Path, compute: Callable[[slice], NDArray], count: int, chunk: int) -> None:
