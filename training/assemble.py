@@ -1,12 +1,22 @@
 """The checkpoint folder from the networks that the stages wrote, and back."""
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer, VitPoseForPoseEstimation
 
 from bolid_training.model.adapter import Adapter
-from bolid_training.model.checkpoint import Checkpoint, build_scheduler, clip_parts, joined_clip, load_checkpoint
+from bolid_training.model.checkpoint import (
+    Checkpoint,
+    build_scheduler,
+    cast_weights,
+    clip_parts,
+    joined_clip,
+    load_checkpoint,
+)
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.pose_estimator import PoseEstimator
 
@@ -29,7 +39,7 @@ def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = Non
         scheduler=build_scheduler(config),
         adapter=adapter,
     ).save(out)
-    return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    return _size(out)
 
 
 def unpack_checkpoint(folder: Path, runs: Path) -> None:
@@ -46,6 +56,24 @@ def unpack_checkpoint(folder: Path, runs: Path) -> None:
     UNet2DConditionModel.from_pretrained(folder / "unet").save_pretrained(model["unet"])
     checkpoint.adapter.pose_guider.save_pretrained(model["unet"] / "pose_guider")
     checkpoint.adapter.save(model["adapter"])
+
+
+def keep_stages(names: Sequence[str], runs: Path, out: Path) -> int:
+    """Copies `runs/NAME/model` to `out/NAME/model`, weights as float16, and returns the copies' size in bytes.
+
+    Raises FileNotFoundError for a stage without a model.
+    """
+    for name in names:
+        if not (runs / name / "model").is_dir():
+            raise FileNotFoundError(f"{runs / name} has no model yet: run `bolid-train stage {name}` first")
+    for name in names:
+        shutil.copytree(runs / name / "model", out / name / "model", dirs_exist_ok=True)
+        cast_weights(out / name / "model", torch.float16)
+    return _size(out)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _models(runs: Path) -> dict[str, Path]:

@@ -125,6 +125,26 @@ def unpack(checkpoint: Path, runs: Path) -> None:
         raise click.UsageError(str(error)) from error
 
 
+@main.command()
+@click.argument("names", nargs=-1, required=True, type=click.Choice(list(STAGES)))
+@click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("training/weights/stages"), show_default=True)
+def keep(names: tuple[str, ...], runs: Path, out: Path) -> None:
+    """Keeps finished stages' networks, weights in float16, for another machine to go on with.
+
+    \b
+      bolid-train keep clip vae pose
+      cp -r training/weights/stages/. runs/avatar      there: then `stage unet`
+    """
+    from bolid_training.assemble import keep_stages
+
+    try:
+        size = keep_stages(names, runs, out)
+    except FileNotFoundError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(json.dumps({"kept": list(names), "megabytes": round(size / 1e6, 1)}))
+
+
 def build_task(
     name: str, data: Path, runs: Path, limit: int | None = None, config: "AvatarConfig | None" = None
 ) -> "Task":

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
 
-from bolid_training.assemble import assemble_checkpoint, unpack_checkpoint
+from bolid_training.assemble import assemble_checkpoint, keep_stages, unpack_checkpoint
 from bolid_training.avatars.dataset import write_dataset
 from bolid_training.avatars.shards import Settings
 from bolid_training.cli import build_task
@@ -69,6 +70,17 @@ def test_an_unpacked_checkpoint_is_what_the_stages_had_written(runs, data, tmp_p
         # the base's pose guider is replaced by the adapter's; the temperature of CLIP is not kept
         same = [key for key in expected if name != "unet" or not key.startswith("pose_guider")]
         assert all((expected[key] - found[key]).abs().max() < 2e-3 for key in same if key != "logit_scale")
+
+
+def test_kept_stages_let_another_machine_go_on(runs, data, tmp_path):
+    keep_stages(["clip", "vae"], runs, tmp_path)
+    assert (
+        load_file(tmp_path / "vae" / "model" / "diffusion_pytorch_model.safetensors").popitem()[1].dtype is torch.half
+    )
+    train(build_task("unet", data, tmp_path, config=TINY), options(tmp_path / "unet"))
+    assert (tmp_path / "unet" / "model" / "config.json").exists()
+    with pytest.raises(FileNotFoundError, match="bolid-train stage adapter"):
+        keep_stages(["adapter"], tmp_path, tmp_path / "out")
 
 
 def test_the_adapter_leaves_the_base_frozen(runs, data):

@@ -64,8 +64,7 @@ class Checkpoint:
         save_file({"weight": self.text_projection.weight.detach()}, folder / "text_encoder" / "projection.safetensors")
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
         (folder / "avatar.json").write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        for file in folder.rglob("*.safetensors"):
-            _rewrite(file, dtype)
+        cast_weights(folder, dtype)
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
@@ -255,8 +254,13 @@ def _as_float32(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.float() for name, tensor in state.items()}
 
 
+def cast_weights(folder: Path, dtype: torch.dtype) -> None:
+    """Rewrites every weight below `folder` as `dtype`; the adapter's processors have files apart from the UNet's."""
+    for file in folder.rglob("*.safetensors"):
+        _rewrite(file, dtype)
+
+
 def _rewrite(file: Path, dtype: torch.dtype) -> None:
-    """Casts a file's weights, and leaves the adapter's processors, which have files of their own, out of the UNet's."""
     state = {name: tensor for name, tensor in load_file(file).items() if ".processor." not in name}
     state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     save_file(state, file, metadata={"format": "pt"})
