@@ -29,8 +29,8 @@ from bolid_training.data import People, cached
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import build_scheduler, clip_parts
 from bolid_training.model.config import AvatarConfig
+from bolid_training.model.sampling import sample_latents, seeded_noise
 from bolid_training.precision import autocast
-from bolid_training.sampling import sample_latents
 from bolid_training.stages.clip import tokenize
 from bolid_training.stages.unet import (
     BODY_WEIGHT,
@@ -185,7 +185,7 @@ class AdapterTask:
         latents = sample_latents(
             self.module.frozen[0],
             self.scheduler,
-            (count, *arrays["latents"].shape[1:]),
+            seeded_noise((count, *arrays["latents"].shape[1:])),
             steps=20,
             guidance=3.0,
             encoder_hidden_states=self.encode_text([""] * count + captions),

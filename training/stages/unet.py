@@ -19,8 +19,8 @@ from bolid_training.model.adapter import build_pose_guider
 from bolid_training.model.attention import PlainAttnProcessor
 from bolid_training.model.checkpoint import build_scheduler, build_unet, clip_parts
 from bolid_training.model.config import AvatarConfig
+from bolid_training.model.sampling import sample_latents, seeded_noise
 from bolid_training.precision import autocast
-from bolid_training.sampling import sample_latents
 from bolid_training.stages.clip import tokenize
 from bolid_training.stages.vae import to_bytes
 
@@ -99,7 +99,7 @@ class UnetTask:
         latents = sample_latents(
             self.module.unet,
             self.scheduler,
-            (len(captions), *self.latents.shape[1:]),
+            seeded_noise((len(captions), *self.latents.shape[1:])),
             steps=20,
             guidance=3.0,
             encoder_hidden_states=self.encode([""] * len(captions) + captions),

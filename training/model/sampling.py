@@ -7,28 +7,30 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from torch import Tensor
 
 
+def seeded_noise(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    """Standard normal, the same for the same seed."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
 @torch.no_grad()
 def sample_latents(
     unet: UNet2DConditionModel,
     scheduler: SchedulerMixin,
-    shape: tuple[int, int, int, int],
+    noise: Tensor,
     *,
     steps: int,
     guidance: float,
     encoder_hidden_states: Tensor,
     attention: dict[str, Tensor] | None = None,
     pose_features: Sequence[Tensor] | None = None,
-    noise: Tensor | None = None,
-    seed: int = 0,
 ) -> Tensor:
-    """Latents [B, c, h, w] by classifier-free guidance.
+    """Latents [B, c, h, w] by classifier-free guidance, from standard normal `noise` of that shape.
 
     `encoder_hidden_states` and the tokens in `attention` hold the unconditional half first, [2B, ...]; `pose_features`
-    are [B, ...] and go into both halves. `noise` replaces the draw from `seed`.
+    are [B, ...] and go into both halves.
     """
-    sample = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) if noise is None else noise
     scheduler.set_timesteps(steps)
-    sample = sample * scheduler.init_noise_sigma
+    sample = noise * scheduler.init_noise_sigma
     both = [torch.cat([feature, feature]) for feature in pose_features] if pose_features is not None else None
     for timestep in scheduler.timesteps:
         model_input = scheduler.scale_model_input(torch.cat([sample, sample]), timestep)
