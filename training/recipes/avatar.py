@@ -14,9 +14,9 @@ class StageRecipe:
 
 
 STAGES = {
-    "clip": StageRecipe(steps=200, batch_size=64, learning_rate=1e-3),
-    "vae": StageRecipe(steps=1900, batch_size=4, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
-    "pose": StageRecipe(steps=1800, batch_size=16, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
-    "unet": StageRecipe(steps=2600, batch_size=16, learning_rate=6e-4, validate_every=650),
-    "adapter": StageRecipe(steps=1500, batch_size=16, learning_rate=6e-4, validate_every=750),
+    "clip": StageRecipe(steps=800, batch_size=64, learning_rate=1e-3),
+    "vae": StageRecipe(steps=6000, batch_size=4, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
+    "pose": StageRecipe(steps=8000, batch_size=16, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
+    "unet": StageRecipe(steps=12000, batch_size=16, learning_rate=6e-4, validate_every=1000),
+    "adapter": StageRecipe(steps=6000, batch_size=16, learning_rate=6e-4, validate_every=1000),
 }
