@@ -30,7 +30,7 @@ def test_splits_are_disjoint_and_complete():
     splits = split_identities(Settings(identities=6000, views=8, size=128, seed=0))
     people = [identity for name in ("train", "validation", "test") for identity in splits[name]]
     assert sorted(people) == list(range(6000))
-    assert (len(splits["test"]), len(splits["validation"]), len(splits["empty"])) == (300, 180, 1200)
+    assert (len(splits["test"]), len(splits["validation"]), len(splits["empty"])) == (600, 180, 1200)
 
 
 def test_every_split_comes_early_and_identities_stay_together():
