@@ -6,7 +6,6 @@ precision, several processes, EMA, clipping, checkpoints from which a run contin
 
 import json
 import math
-import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,8 +20,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bolid_training.precision import fastest_precision
-
-KEPT_CHECKPOINTS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +77,9 @@ def train(task: Task, options: LoopOptions) -> None:
         cpu=not torch.cuda.is_available(),
         mixed_precision=options.mixed_precision,
         log_with="tensorboard",
-        project_config=ProjectConfiguration(project_dir=str(options.out)),
+        project_config=ProjectConfiguration(
+            project_dir=str(options.out), automatic_checkpoint_naming=True, total_limit=2
+        ),
         # some conditions are left out of some steps, and their networks with them
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
@@ -157,9 +156,12 @@ def _initialise(accelerator: Accelerator, options: LoopOptions) -> None:
 
 
 def _resume(accelerator: Accelerator, out: Path, progress: Progress) -> None:
-    if not (complete := _complete_checkpoints(out)):
+    complete = [done.parent for done in (out / "checkpoints").glob("checkpoint_*/complete")]
+    if not complete:
         return
-    accelerator.load_state(str(complete[-1]))
+    newest = max(complete, key=lambda c: int(c.name.rpartition("_")[2]))
+    accelerator.load_state(str(newest))
+    accelerator.project_configuration.iteration = int(newest.name.rpartition("_")[2]) + 1
     accelerator.print(f"continuing {out} at step {progress.step}")
 
 
@@ -168,12 +170,6 @@ def _time_to_save(saved: float, options: LoopOptions) -> bool:
     due = [time.monotonic() - saved > 60 * options.save_minutes]
     broadcast_object_list(due)
     return due[0]
-
-
-def _complete_checkpoints(out: Path) -> list[Path]:
-    """Oldest first; the names are step numbers."""
-    complete = [done.parent for done in (out / "checkpoints").glob("*/complete")]
-    return sorted(complete, key=lambda folder: int(folder.name))
 
 
 def _step(
@@ -222,14 +218,10 @@ def _save(
     progress: Progress,
     options: LoopOptions,
 ) -> None:
-    # accelerate's own numbering fails when one process has made the folder before another looks for it
-    folder = options.out / "checkpoints" / str(progress.step)
-    accelerator.save_state(str(folder))
+    folder = Path(accelerator.save_state())
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         (folder / "complete").touch()
-        for old in _complete_checkpoints(options.out)[:-KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
         with ema_weights(ema, parameters):
             task.save(options.out / "model")
 
