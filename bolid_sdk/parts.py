@@ -30,6 +30,10 @@ BONES = (
 )
 HEAD_DISTANCE, HEAD_SIDE = 0.5, 0.85
 MAX_SIDE = 2.0
+DOUBTFUL = 0.1
+"""Keypoints of a first look count from this confidence on: better a box too large than one that cuts off an arm."""
+PERSON_MARGIN = 1.25
+"""The person's box for a closer look is this much larger than the body's: a first look is not exact."""
 
 
 def part_boxes(keypoints: ArrayLike, aspect: float = 1.0, *, min_confidence: float = MIN_CONFIDENCE) -> FloatArray:
@@ -54,6 +58,13 @@ def part_boxes(keypoints: ArrayLike, aspect: float = 1.0, *, min_confidence: flo
     feet = _part_box(metric, seen, ANKLES, 0.55 * scale)
     boxes = np.stack([body, *(body if box is None else box for box in (head, torso, legs, feet))])
     return _to_image(boxes, aspect)
+
+
+def person_box(keypoints: ArrayLike, aspect: float = 1.0) -> FloatArray:
+    """The box [4] (as in `part_boxes`) in which a pose estimator takes a closer look at the person it has found."""
+    box = part_boxes(keypoints, aspect, min_confidence=DOUBTFUL)[0].reshape(2, 2)
+    centre = box.mean(axis=0)
+    return np.asarray((centre + (box - centre) * PERSON_MARGIN).reshape(4))
 
 
 def _body_scale(points: FloatArray, seen: NDArray[np.bool_]) -> float:

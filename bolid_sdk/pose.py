@@ -12,7 +12,8 @@ from PIL import Image
 from bolid_sdk.backends import Engine
 from bolid_sdk.contracts import KEYPOINT_NAMES, KEYPOINTS, LIMBS, MIN_CONFIDENCE
 from bolid_sdk.errors import Notice, PersonNotFoundError, PoseError, SeveralPeopleError
-from bolid_sdk.images import letterbox, stack_pixels, to_signed
+from bolid_sdk.images import crop_resize, letterbox, stack_pixels, to_signed
+from bolid_sdk.parts import person_box
 
 FloatArray: TypeAlias = NDArray[np.float32]
 
@@ -104,6 +105,40 @@ def pose_from_array(values: ArrayLike) -> Pose:
     return Pose(keypoints=points)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FoundPose:
+    """What an estimator sees: `keypoints` float32 [12, 3] in the picture's coordinates, and how many `people`."""
+
+    keypoints: FloatArray
+    people: int
+
+    @property
+    def confidence(self) -> float:
+        """Mean over the keypoints, in [0, 1]."""
+        return float(self.keypoints[:, 2].mean())
+
+
+def estimate_pose(estimator: Engine, image: Image.Image, size: tuple[int, int]) -> FoundPose:
+    """Finds a person in the whole picture, then reads the pose in the person's box (top-down, as ViTPose is meant).
+
+    `size` is the estimator's (height, width).
+    """
+    first, people = _look(estimator, image, size)
+    box = person_box(first, image.width / image.height)
+    keypoints, _ = _look(estimator, Image.fromarray(crop_resize(image, box[None], max(size))[0]), size)
+    keypoints[:, :2] = box[:2] + keypoints[:, :2] * (box[2:] - box[:2])
+    return FoundPose(keypoints=keypoints, people=people)
+
+
+def _look(estimator: Engine, image: Image.Image, size: tuple[int, int]) -> tuple[FloatArray, int]:
+    """Keypoints [12, 3] in the picture's coordinates, and the number of people."""
+    height, width = size
+    boxed, place = letterbox(image, width, height)
+    outputs = estimator.run({"pixels": to_signed(stack_pixels([boxed]))})
+    found = np.asarray(outputs["keypoints"][0], np.float32)
+    return place.to_source(found), count_people(np.asarray(outputs["heatmaps"][0]), found)
+
+
 def detect_pose(
     estimator: Engine, image: Image.Image, *, size: tuple[int, int], threshold: float, name: str
 ) -> tuple[Pose, tuple[Notice, ...]]:
@@ -111,21 +146,18 @@ def detect_pose(
 
     Raises PersonNotFoundError when the mean confidence is below `threshold`, and SeveralPeopleError.
     """
-    height, width = size
-    boxed, place = letterbox(image, width, height)
-    outputs = estimator.run({"pixels": to_signed(stack_pixels([boxed]))})
-    found = np.asarray(outputs["keypoints"][0], np.float32)
-    confidence = float(found[:, 2].mean())
-    if not confidence >= threshold:
+    found = estimate_pose(estimator, image, size)
+    if not found.confidence >= threshold:
         raise PersonNotFoundError(
-            f"no person found in {name} (confidence {confidence:.2f}, needed {threshold:.2f}); expected a picture of "
-            "one whole person, well lit and not too small"
+            f"no person found in {name} (confidence {found.confidence:.2f}, needed {threshold:.2f}); expected a "
+            "picture of one whole person, well lit and not too small"
         )
-    people = count_people(np.asarray(outputs["heatmaps"][0]), found)
-    if people > 1:
-        raise SeveralPeopleError(f"at least {people} people are in {name}; crop the picture to the one that is meant")
-    keypoints = place.to_source(found)
-    return Pose(keypoints=keypoints, aspect=image.width / image.height), _pose_notices(keypoints, name)
+    if found.people > 1:
+        raise SeveralPeopleError(
+            f"at least {found.people} people are in {name}; crop the picture to the one that is meant"
+        )
+    notices = _pose_notices(found.keypoints, name)
+    return Pose(keypoints=found.keypoints, aspect=image.width / image.height), notices
 
 
 def count_people(heatmaps: FloatArray, keypoints: FloatArray) -> int:

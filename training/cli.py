@@ -69,10 +69,12 @@ def stage(
       OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m bolid_training stage unet --batch-size 8
     """
     from bolid_training.loop import LoopOptions, NotFiniteError, train
+    from bolid_training.memory import keep_freed_memory
 
     given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     recipe = replace(STAGES[name], **{option: value for option, value in given.items() if value is not None})
     options = LoopOptions(out=runs / name, seed=seed, **vars(recipe))
+    keep_freed_memory()
     try:
         task = build_task(name, data, runs, limit)
         if warm:
@@ -91,8 +93,10 @@ def stage(
 @click.option("--batch-size", type=click.IntRange(2), help="Instead of the recipe's.")
 def profile(name: str, data: Path, runs: Path, batch_size: int | None) -> None:
     """Measures a stage's step before a long run: samples a second, and the share of the machine's conv peak."""
+    from bolid_training.memory import keep_freed_memory
     from bolid_training.profile import profile_task
 
+    keep_freed_memory()
     try:
         task = build_task(name, data, runs, limit=2000)
     except FileNotFoundError as error:

@@ -41,6 +41,7 @@ STANDING = np.array(
     ],
     np.float32,
 )  # fmt: skip
+SEEN = (0.5 + 0.7 * (STANDING - 0.5)).astype(np.float32)  # far enough from the border for a closer look
 WORDS = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", "walking", "sitting", "on", "a", "red", "sofa", "beach"]
 
 
@@ -90,12 +91,12 @@ def pose_estimator(g):
     contrast = g("Clip", g("Sub", high, low), g.constant(0.0, np.float32), g.constant(1.0, np.float32))
     confidence = g("Expand", g("Unsqueeze", contrast, g.integers(1, 2)), g.integers(1, 12, 1))
     ones = g("Div", confidence, g("Add", confidence, g.constant(1e-9, np.float32)))
-    positions = g("Add", g("Mul", g.constant(STANDING[None]), ones), g("Sub", ones, ones))
+    positions = g("Add", g("Mul", g.constant(SEEN[None]), ones), g("Sub", ones, ones))
     g("Concat", positions, confidence, axis=2, output="keypoints")
     mean = g("ReduceMean", "pixels", g.integers(1, 2, 3), keepdims=0)
     bright = g("Cast", g("Greater", mean, g.constant(0.5, np.float32)), to=TensorProto.FLOAT)
-    second = g("Mul", g("Unsqueeze", bright, g.integers(1, 2, 3)), g.constant(heatmaps(STANDING * (0.2, 1))[None]))
-    g("Max", g("Add", second, g.constant(heatmaps(STANDING)[None])), second, output="heatmaps")
+    second = g("Mul", g("Unsqueeze", bright, g.integers(1, 2, 3)), g.constant(heatmaps(SEEN * (0.2, 1))[None]))
+    g("Max", g("Add", second, g.constant(heatmaps(SEEN)[None])), second, output="heatmaps")
 
 
 def heatmaps(points):

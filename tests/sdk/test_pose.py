@@ -7,10 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 
 from bolid_sdk.contracts import LIMBS, PART_NAMES
 from bolid_sdk.parts import part_boxes
-from bolid_sdk.pose import JOINT_COLOURS, LIMB_COLOURS, Pose, count_people, draw_skeleton, pose_from_array
+from bolid_sdk.pose import (
+    JOINT_COLOURS,
+    LIMB_COLOURS,
+    Pose,
+    count_people,
+    draw_skeleton,
+    estimate_pose,
+    pose_from_array,
+)
 
 KEYPOINTS = arrays(np.float32, (12, 3), elements=st.floats(-2, 3, width=32))
 ODD_KEYPOINTS = arrays(np.float32, (12, 3), elements=st.floats(-10, 10, width=32) | st.just(float("nan")))
@@ -188,3 +197,30 @@ def test_people_are_counted(count):
 def test_left_taken_for_right_is_one_person(standing):
     swapped = standing.reshape(6, 2, 2)[:, ::-1].reshape(12, 2)
     assert count_people(heatmaps(standing, swapped), confident(standing)) == 1
+
+
+class Surveyor:
+    """An estimator that always sees one pose, and notes the colours it sees there."""
+
+    def __init__(self, points):
+        self.points, self.colours = confident(points)[None].astype(np.float32), []
+
+    def run(self, inputs):
+        picture = inputs["pixels"][0].transpose(1, 2, 0) * 0.5 + 0.5
+        columns, rows = (self.points[0, :, :2] * picture.shape[1::-1]).astype(int).T
+        self.colours.append(picture[rows, columns])
+        return {"keypoints": self.points.copy(), "heatmaps": heatmaps(self.points[0, :, :2])[None]}
+
+
+@pytest.mark.parametrize("size", [(96, 96), (128, 96)])
+@pytest.mark.parametrize(("width", "height"), [(200, 200), (150, 300), (300, 200)])
+def test_the_second_look_is_told_in_the_pictures_coordinates(standing, size, width, height):
+    """In a picture whose red and green are x and y, the estimator sees where its keypoints are."""
+    estimator = Surveyor(0.5 + 0.3 * (standing - 0.5))
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    picture = Image.fromarray(np.stack([x, y, 0 * x], 2).astype(np.uint8))
+    found = estimate_pose(estimator, picture, size)
+    assert found.people == 1
+    first, second = (colours[:, :2] for colours in estimator.colours)
+    np.testing.assert_allclose(found.keypoints[:, :2], second, atol=0.02)
+    assert np.ptp(second, axis=0).max() < 0.8 * np.ptp(first, axis=0).max()

@@ -14,8 +14,7 @@ from bolid_sdk import Generator, Identity
 from bolid_sdk.backends import open_backend
 from bolid_sdk.errors import InputError
 from bolid_sdk.graphs import Graphs
-from bolid_sdk.images import stack_pixels, to_signed
-from bolid_sdk.pose import draw_skeleton
+from bolid_sdk.pose import draw_skeleton, estimate_pose
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.data import People
 from bolid_training.evaluate.metrics import clothes_colours, colour_distance, keypoint_errors, pck, summary
@@ -85,10 +84,10 @@ def generate(generator: Generator, accepted: list[tuple[Trial, Identity]], seed:
 
 def estimate(generator: Generator, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Keypoints [B, 12, 3] by the bundle's pose estimator, without its thresholds."""
-    size = generator.bundle.manifest.sizes.pose_width
-    resized = [Image.fromarray(image).resize((size, size)) for image in images]
+    sizes = generator.bundle.manifest.sizes
     estimator = Graphs(generator.bundle, open_backend(None, "auto", None))["pose_estimator"]
-    return np.asarray(estimator.run({"pixels": to_signed(stack_pixels(resized))})["keypoints"])
+    size = (sizes.pose_height, sizes.pose_width)
+    return np.stack([estimate_pose(estimator, Image.fromarray(image), size).keypoints for image in images])
 
 
 def sheet(generator: Generator, people: People, trials: list[Trial], rows: int = 10, seeds: int = 4) -> Image.Image:

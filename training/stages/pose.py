@@ -1,5 +1,8 @@
 """Stage `pose`: ViTPose on the pictures' exact keypoints.
 
+ViTPose is a top-down estimator: it finds the person in the whole picture first, and reads the pose in the person's box
+then. It is trained on both views.
+
 Twelve points a picture are a sparse signal: beside the heatmaps the backbone learns to segment the body, through a
 layer that is not kept.
 """
@@ -12,14 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import VitPoseForPoseEstimation
 
+from bolid_sdk.parts import person_box
 from bolid_sdk.pose import draw_skeleton
 from bolid_training.avatars.parts import Part
 from bolid_training.avatars.sheets import contact_sheet
-from bolid_training.data import FLIP, People, pixels, resize
+from bolid_training.conditions import estimated_keypoints
+from bolid_training.data import People, pixels, resize
+from bolid_training.evaluate.metrics import keypoint_errors, pck
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.pose_estimator import (
     HEATMAP_STRIDE,
-    KEYPOINTS,
     SHARPNESS,
     PoseEstimator,
     build_vitpose,
@@ -27,9 +32,14 @@ from bolid_training.model.pose_estimator import (
 )
 from bolid_training.precision import fastest_precision
 from bolid_training.stages.vae import to_bytes
+from bolid_training.views import Views, upright
 
 CROWD = 0.1  # share of batches with a second person pasted in: the runtime counts people by their peaks
 EMPTY = 0.06  # share of pictures of places without people: nobody must look like nobody
+WHOLE = 0.4  # share of views of the whole picture, which find the person; the others read the pose close up
+TURNED = 0.3  # share of turned views: people lie and bend more often than they are rendered so
+TURN = 0.6  # radians, standard deviation
+LIGHT = ((0.7, 1.3), (-0.2, 0.2))  # contrast and brightness
 PEAK_WEIGHT = 10.0
 HEATMAP_WEIGHT = 20.0
 SEGMENTATION_WEIGHT = 10.0
@@ -55,6 +65,7 @@ class SegmentingPose(nn.Module):
 class PoseTask:
     def __init__(self, config: AvatarConfig, people: People, validation: People, empty: People):
         self.size, self.people, self.validation, self.empty = config.pose_size, people, validation, empty
+        self.boxes = np.stack([person_box(estimated_keypoints(k, i)) for i, k in enumerate(people.keypoints)])
         self.module = SegmentingPose(build_vitpose(config.pose_size, config.pose_width, config.pose_layers))
         self.estimator = PoseEstimator(self.module.vitpose)
         if fastest_precision() == "bf16":
@@ -63,18 +74,22 @@ class PoseTask:
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         indices = rng.integers(len(self.people), size=size)
-        images, keypoints = pixels(self.people.images[indices]), torch.from_numpy(self.people.keypoints[indices])
-        parts, side = self.people.parts[indices], self.size // HEATMAP_STRIDE
-        targets = torch.cat([visible_heatmaps(keypoints, side), body_coverage(parts, side)], 1)
-        if rng.random() < CROWD:
-            person = torch.from_numpy(parts != Part.BACKGROUND)[:, None]
-            images, targets = paste_second_person(images, targets, person, rng)
+        images, masks = pixels(self.people.images[indices]), body_masks(self.people.parts[indices])
+        keypoints = torch.from_numpy(self.people.keypoints[indices])[:, None]
+        crowd = rng.random() < CROWD
+        if crowd:
+            images, masks, keypoints = paste_second_person(images, masks, keypoints, rng)
         nobody = rng.random(size) < EMPTY
         images[nobody] = pixels(self.empty.images[rng.integers(len(self.empty), size=nobody.sum())])
-        targets[nobody] = 0
-        images, targets = augment(images, targets, rng)
-        heatmaps, coverage = targets.split([KEYPOINTS, len(BODY)], 1)
-        return {"pixels": resize(images, self.size), "heatmaps": heatmaps, "coverage": coverage}
+        masks[nobody], keypoints[nobody] = 0, 0
+        views = draw_views(self.boxes[indices], crowd | (rng.random(size) < WHOLE), rng)
+        side = self.size // HEATMAP_STRIDE
+        cut = views.cut(images, self.size, "zeros" if rng.random() < 0.5 else "border")
+        return {
+            "pixels": change_light(cut, rng),
+            "heatmaps": visible_heatmaps(views.locate(keypoints), side),
+            "coverage": F.avg_pool2d(views.cut(masks, 2 * side), 2),
+        }
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         heatmaps, logits = (output.float() for output in module(batch["pixels"]))
@@ -87,23 +102,29 @@ class PoseTask:
 
     def validate(self, sheet: Path) -> dict[str, float]:
         images, truth = pixels(self.validation.images[:200]), torch.from_numpy(self.validation.keypoints[:200])
-        found = self.estimate(images)
+        first, found = self.estimate(images)
         drawn = [draw_skeleton(points.numpy(), *images.shape[-2:]) for points in found[:18]]
         overlay = np.maximum(to_bytes(images[:18]) // 2, np.stack(drawn))
         contact_sheet(overlay, columns=6).save(sheet)
         nobody = self.estimate(pixels(self.empty.images[-200:]))
-        error = (found[..., :2] - truth[..., :2]).norm(dim=-1)
-        seen = truth[..., 2] == 2
+        errors = keypoint_errors(found.numpy(), truth.numpy())
         return {
-            "error_visible": float(error[seen].mean()),
-            "within_5_percent": float((error[truth[..., 2] > 0] < 0.05).float().mean()),
+            "pck10": float(pck(errors, 0.1).mean()),
+            "pck20": float(pck(errors, 0.2).mean()),
+            "pck10_first": float(pck(keypoint_errors(first.numpy(), truth.numpy()), 0.1).mean()),
+            "confidence_first": float(first[..., 2].mean()),
             "confidence": float(found[..., 2].mean()),
-            "confidence_empty": float(nobody[..., 2].mean()),
+            "confidence_empty_first": float(nobody[0][..., 2].mean()),
+            "confidence_empty": float(nobody[1][..., 2].mean()),
         }
 
-    def estimate(self, images: Tensor) -> Tensor:
-        """Keypoints [B, 12, 3] of pictures [B, 3, H, W] of any size."""
-        return self.estimator(resize(images, self.size))[0]
+    def estimate(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Keypoints [B, 12, 3] of square pictures: by the whole picture, and by the person's box, as at runtime."""
+        first = self.estimator(resize(images, self.size))[0]
+        boxes = torch.from_numpy(np.stack([person_box(points.numpy()) for points in first])).float()
+        views = upright((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2] - boxes[:, 0])
+        found = self.estimator(views.cut(images, self.size))[0]
+        return first, torch.cat([views.restore(found[..., :2]), found[..., 2:]], -1)
 
     def save(self, folder: Path) -> None:
         self.module.vitpose.save_pretrained(folder)
@@ -113,14 +134,14 @@ class PoseTask:
 
 
 def visible_heatmaps(keypoints: Tensor, side: int) -> Tensor:
-    """Heatmaps [B, 12, side, side] with a peak for each keypoint inside the picture, occluded or not."""
-    return draw_heatmaps(keypoints[..., :2], side, side) * (keypoints[..., 2, None, None] > 0)
+    """Heatmaps [B, 12, side, side] with a peak for each keypoint of each person [B, P, 12, 3] inside the picture."""
+    peaks = draw_heatmaps(keypoints[..., :2], side, side) * (keypoints[..., 2, None, None] > 0)
+    return peaks.amax(1)
 
 
-def body_coverage(parts: np.ndarray, side: int) -> Tensor:
-    """Labels [B, H, W] -> each body part's share [B, 6, side, side] of every cell."""
-    masks = np.stack([np.isin(parts, group) for group in BODY], 1)
-    return F.adaptive_avg_pool2d(torch.from_numpy(masks.astype(np.float32)), side)
+def body_masks(parts: np.ndarray) -> Tensor:
+    """Labels [B, H, W] -> a mask [B, 6, H, W] for each of `BODY`."""
+    return torch.from_numpy(np.stack([np.isin(parts, group) for group in BODY], 1).astype(np.float32))
 
 
 def position_divergence(heatmaps: Tensor, target: Tensor) -> Tensor:
@@ -137,36 +158,41 @@ def position_divergence(heatmaps: Tensor, target: Tensor) -> Tensor:
 
 
 def paste_second_person(
-    images: Tensor, heatmaps: Tensor, person: Tensor, rng: np.random.Generator
-) -> tuple[Tensor, Tensor]:
-    """Each picture gets the person of the next one beside its own, both at 55-75 % of their size."""
-    scale = rng.uniform(0.55, 0.75)
-    first, second = (-0.45, 0.45) if rng.random() < 0.5 else (0.45, -0.45)
-    roll = lambda tensor: tensor.roll(1, 0)  # noqa: E731
-    base = warp(images, scale, first, 0.0)
-    mask = warp(roll(person).float(), scale, second, 0.0, padding="zeros") > 0.5
-    pasted = torch.where(mask, warp(roll(images), scale, second, 0.0), base)
-    peaks = torch.maximum(
-        warp(heatmaps, scale, first, 0.0, padding="zeros"), warp(roll(heatmaps), scale, second, 0.0, padding="zeros")
+    images: Tensor, masks: Tensor, keypoints: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each picture gets the person of the next one beside its own, both at 55-75 % of their size.
+
+    Keypoints [B, 1, 12, 3] become [B, 2, 12, 3].
+    """
+    count, size = len(images), images.shape[-1]
+    side = 1 / rng.uniform(0.55, 0.75)
+    shift = 0.225 * side * (1 if rng.random() < 0.5 else -1)
+    centre = torch.full((count, 2), 0.5)
+    offset = torch.tensor([shift, 0.0])
+    first, second = (upright(centre + sign * offset, torch.full((count,), side)) for sign in (1, -1))
+    other = [tensor.roll(1, 0) for tensor in (images, masks, keypoints)]
+    where = second.cut(other[1].amax(1, keepdim=True), size) > 0.5
+    pasted = torch.where(where, second.cut(other[0], size), first.cut(images, size, "border"))
+    covered = torch.where(where, second.cut(other[1], size), first.cut(masks, size))
+    return pasted, covered, torch.cat([first.locate(keypoints), second.locate(other[2])], 1)
+
+
+def draw_views(boxes: np.ndarray, whole: np.ndarray, rng: np.random.Generator) -> Views:
+    """What the estimator is shown: the picture, where `whole` [B] says so, or about the person's box [B, 4]."""
+    count = len(boxes)
+    centre = np.where(whole[:, None], 0.5, (boxes[:, :2] + boxes[:, 2:]) / 2)
+    side = np.where(whole, 1.0, boxes[:, 2] - boxes[:, 0])
+    wander = np.where(whole, 0.2, 0.1) * (rng.random(count) < 0.8)
+    zoom = np.exp(rng.uniform(-0.25, 0.25, count) * (rng.random(count) < 0.8))
+    return Views(
+        centre=torch.from_numpy(centre + (wander * side)[:, None] * rng.uniform(-1, 1, (count, 2))).float(),
+        side=torch.from_numpy(side * zoom).float(),
+        angle=torch.from_numpy(rng.normal(0, TURN, count) * (rng.random(count) < TURNED)).float(),
+        mirror=torch.from_numpy(rng.random(count) < 0.5),
     )
-    return pasted, peaks
 
 
-def augment(images: Tensor, heatmaps: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Mirror, scale, shift, brightness and contrast, one draw a batch. Maps beyond the 12 heatmaps have no sides."""
-    if rng.random() < 0.5:
-        images, heatmaps = images.flip(3), heatmaps.flip(3)[:, [*FLIP, *range(len(FLIP), heatmaps.shape[1])]]
-    if rng.random() < 0.7:
-        scale, dx, dy = rng.uniform(0.6, 1.2), *rng.uniform(-0.2, 0.2, 2)
-        padding = "zeros" if rng.random() < 0.5 else "border"
-        images = warp(images, scale, dx, dy, padding=padding)
-        heatmaps = warp(heatmaps, scale, dx, dy, padding="zeros")
-    gain, offset = rng.uniform(0.7, 1.3), rng.uniform(-0.2, 0.2)
-    return (images * gain + offset).clamp(-1, 1), heatmaps
-
-
-def warp(images: Tensor, scale: float, dx: float, dy: float, padding: str = "border") -> Tensor:
-    """The pictures scaled about their centre and moved by (dx, dy) in units of half the side."""
-    theta = torch.tensor([[1 / scale, 0, -dx / scale], [0, 1 / scale, -dy / scale]], dtype=images.dtype)
-    grid = F.affine_grid(theta.expand(len(images), -1, -1), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
+def change_light(images: Tensor, rng: np.random.Generator) -> Tensor:
+    """Brightness and contrast of each picture."""
+    gain, offset = (torch.from_numpy(rng.uniform(*span, (len(images), 1, 1, 1))).float() for span in LIGHT)
+    return (images * gain + offset).clamp(-1, 1)

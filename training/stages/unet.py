@@ -26,7 +26,7 @@ from bolid_training.stages.vae import to_bytes
 
 SNR_GAMMA = 5.0
 DROP_TEXT = 0.1
-DROP_POSE = 0.25
+DROP_POSE = 0.15
 BODY_WEIGHT = 2.0  # extra weight of a latent pixel that the person covers (StoryMaker's person-weighted loss)
 
 
