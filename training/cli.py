@@ -63,7 +63,7 @@ def stage(
 ) -> None:
     """Trains one stage, or continues it.
 
-    In two processes, each with batches of its own; where cores are few that can be faster than two threads:
+    In several processes, each with batches of its own:
 
     \b
       OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m bolid_training stage unet --batch-size 8

@@ -1,14 +1,16 @@
 """What the adapter is given: drops, pairs, and pictures without their person."""
 
 import numpy as np
+import pytest
 import torch
 
 from bolid_training.avatars.captions import names_clothes
 from bolid_training.avatars.parts import Part
 from bolid_training.conditions import estimated_keypoints, masked_features, part_crops, place_only
-from bolid_training.data import FLIP, People, pixels
+from bolid_training.data import People
 from bolid_training.model.pose_estimator import draw_heatmaps
-from bolid_training.stages.pose import augment, position_divergence, visible_heatmaps, warp
+from bolid_training.stages.adapter import part_colours
+from bolid_training.stages.pose import draw_views, paste_second_person, position_divergence, visible_heatmaps
 
 
 def people(count=12, views=3):
@@ -64,29 +66,41 @@ def test_masked_features_are_zero_where_dropped():
     assert features[0].sum((1, 2, 3)).tolist() == [16, 0, 16]
 
 
-def test_augmented_heatmaps_follow_the_picture():
-    """A white dot at a keypoint stays under that keypoint's peak, mirrored or not."""
-    for seed in range(12):
-        rng = np.random.default_rng(seed)
-        points = torch.full((1, 12, 3), 2.0)
-        points[..., :2] = torch.from_numpy(rng.uniform(0.35, 0.65, (1, 12, 2))).float()
-        image = np.zeros((1, 128, 128, 3), np.uint8)
-        x, y = (points[0, 4, :2] * 128).int().tolist()
-        image[0, y - 2 : y + 2, x - 2 : x + 2] = 255
-        images, heatmaps = augment(pixels(image), visible_heatmaps(points, 32), np.random.default_rng(seed + 100))
-        row, column = divmod(int(images[0, 0].argmax()), 128)
-        peaks = heatmaps[0, [4, FLIP[4]]].flatten(1)
-        distances = [
-            ((divmod(int(p.argmax()), 32)[0] * 4 - row) ** 2 + (int(p.argmax()) % 32 * 4 - column) ** 2) for p in peaks
-        ]
-        assert min(distances) <= 2 * 5**2
+def test_a_second_person_stands_beside_the_first_with_keypoints_of_its_own():
+    """Person i is a square of shade i around keypoint 4; so the shade under a keypoint says whose it is."""
+    shades, side = [0.25, 0.5, 0.75], 128
+    images, masks = torch.full((3, 3, side, side), -1.0), torch.zeros(3, 6, side, side)
+    for image, mask, shade in zip(images, masks, shades, strict=True):
+        image[:, 54:74, 54:74], mask[1, 54:74, 54:74] = shade, 1
+    keypoints = torch.full((3, 1, 12, 3), 0.5)
+    keypoints[..., 2] = 2
+    for seed in range(4):
+        pasted, covered, located = paste_second_person(images, masks, keypoints, np.random.default_rng(seed))
+        assert located.shape == (3, 2, 12, 3)
+        columns, rows = (located[:, :, 4, :2] * side).long().unbind(-1)
+        for index in range(3):
+            seen = pasted[index, 0, rows[index], columns[index]].tolist()
+            assert seen == pytest.approx([shades[index], shades[index - 1]], abs=0.01)
+            assert covered[index, 1, rows[index], columns[index]].min() > 0.9
+        assert visible_heatmaps(located, 32)[:, 4].amax((1, 2)).min() > 0.8
 
 
-def test_warp_moves_by_half_sides_and_scales_about_the_centre():
-    image = torch.zeros(1, 1, 64, 64)
-    image[..., 32, 32] = 1
-    moved = warp(image, 1.0, 0.5, 0.0, padding="zeros")
-    assert divmod(int(moved.argmax()), 64) == (32, 48)
+def test_views_of_the_person_hold_the_box():
+    boxes = np.tile(np.array([0.3, 0.2, 0.6, 0.5]), (200, 1))
+    views = draw_views(boxes, np.arange(200) % 2 == 0, np.random.default_rng(0))
+    assert views.side[::2].mean() > 2.5 * views.side[1::2].mean()
+    off = (views.centre[1::2] - torch.tensor([0.45, 0.35])).abs()
+    assert off.max() < 0.3 / 2  # the middle of the box is always seen
+    assert 0.3 < views.mirror.float().mean() < 0.7
+
+
+def test_part_colours_are_means_and_say_what_is_not_seen():
+    images, parts = np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 32, 32), np.uint8)
+    images[0, :10], parts[0, :10] = (255, 0, 51), Part.UPPER
+    parts[0, 20, :3] = Part.SHOES
+    colours = part_colours(images, parts)[0]
+    np.testing.assert_allclose(colours[2], [1, 0, 0.2, 1], atol=1e-6)
+    assert (colours[[0, 1, 3, 4]] == 0).all()
 
 
 def test_position_divergence_is_zero_at_the_target_and_grows_with_the_distance():

@@ -2,6 +2,9 @@
 
 L_rec (eq. 2 of the brief) on pairs: identity tokens come from one picture of a person, skeleton, text and noise from
 another. So the adapter cannot copy; it has to carry over what stays when pose, place and style change.
+
+Far from the base's loss, the Resampler is slow to find out what is worth carrying: so the identity tokens also have to
+tell the reference's colours, part by part, to a layer that is not kept.
 """
 
 from pathlib import Path
@@ -26,6 +29,7 @@ from bolid_training.conditions import (
     skeleton_batch,
 )
 from bolid_training.data import People, cached
+from bolid_training.evaluate.metrics import MIN_REGION
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import build_scheduler, clip_parts
 from bolid_training.model.config import AvatarConfig
@@ -49,14 +53,17 @@ DROP_POSE = 0.1
 NAME_CLOTHES = 0.3  # share of captions that may name clothes: what the text says, nobody looks up in the reference
 IMAGE_PROMPT = 0.3  # share of steps with an image prompt; without one the branch is off, as at inference
 TWO_REFERENCES = 0.2
+COLOUR_WEIGHT = 1.0
+COLOURED = ((Part.FACE,), (Part.HAIR, Part.HAT), (Part.UPPER,), (Part.LOWER,), (Part.SHOES,))
 
 
 class ConditionedUNet(nn.Module):
-    """The frozen UNet with a trainable adapter: conditions in, predicted noise out."""
+    """The frozen UNet with a trainable adapter: conditions in, v and the reference's colours [B, 5, 3] out."""
 
     def __init__(self, unet: UNet2DConditionModel, config: AvatarConfig):
         super().__init__()
         self.adapter = Adapter(unet.requires_grad_(False), config)
+        self.colours = nn.Linear(config.identity_tokens * unet.config.cross_attention_dim, 3 * len(COLOURED))
         # in a tuple, so that the frozen UNet is neither saved with every checkpoint nor sent between processes
         self.frozen = (unet.to(memory_format=torch.channels_last),)
 
@@ -70,15 +77,17 @@ class ConditionedUNet(nn.Module):
             attention |= {"image_tokens": image_tokens, "image_scale": ones}
         return attention
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        attention = self.attention(batch)
         features = masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
-        return self.frozen[0](
+        output = self.frozen[0](
             batch["sample"],
             batch["timestep"],
             batch["encoder_hidden_states"],
-            cross_attention_kwargs=self.attention(batch),
+            cross_attention_kwargs=attention,
             down_intrablock_additional_residuals=features,
         ).sample
+        return output, self.colours(attention["identity_tokens"].flatten(1)).unflatten(1, (len(COLOURED), 3))
 
 
 class AdapterTask:
@@ -108,8 +117,14 @@ class AdapterTask:
         size = self.config.vision_size
 
         def crops(piece: slice) -> np.ndarray:
-            cut = [part_crops(i, k, size) for i, k in zip(people.images[piece], points[piece], strict=True)]
-            return self._encode(np.stack(cut))
+            """Of photographs only: nothing else is a reference."""
+            indices = np.arange(count)[piece]
+            photos = people.photos[indices]
+            cut = [part_crops(people.images[i], points[i], size) for i in indices[photos]]
+            tokens = np.zeros((len(indices), self.config.parts, *self.null.shape), np.float16)
+            if cut:
+                tokens[photos] = self._encode(np.stack(cut))
+            return tokens
 
         def places(piece: slice) -> np.ndarray:
             pairs = zip(people.images[piece], people.parts[piece], strict=True)
@@ -121,6 +136,9 @@ class AdapterTask:
             "places": cached(name("places"), places, count),
             "skeletons": cached_skeletons(people, name("skeletons")),
             "body": cached_body_weights(people, name("body")),
+            "colours": cached(
+                name("colours"), lambda piece: part_colours(people.images[piece], people.parts[piece]), count
+            ),
         }
 
     def _encode(self, crops: np.ndarray) -> np.ndarray:
@@ -143,6 +161,7 @@ class AdapterTask:
             "skeleton": skeleton_batch(arrays["skeletons"][indices]),
             "keep_pose": torch.from_numpy(rng.random(size) >= DROP_POSE),
             "body": torch.from_numpy(arrays["body"][indices]),
+            "colours": torch.from_numpy(arrays["colours"][chosen[:, 0]] * ~drop_identity[:, None, None]),
         }
         if rng.random() < IMAGE_PROMPT:
             places = torch.from_numpy(arrays["places"][indices].astype(np.float32))
@@ -168,12 +187,16 @@ class AdapterTask:
             return self.text_encoder(tokenize(self.tokenizer, captions))[0].float()
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return diffusion_loss(module(batch), batch, 1 + BODY_WEIGHT * batch["body"])
+        output, colours = module(batch)
+        losses = diffusion_loss(output, batch, 1 + BODY_WEIGHT * batch["body"])
+        target, seen = batch["colours"].split([3, 1], -1)
+        colour = ((colours.float() - target).square() * seen).sum() / (3 * seen.sum()).clamp(min=1)
+        return {"loss": losses["loss"] + COLOUR_WEIGHT * colour, "mse": losses["mse"], "colour": colour}
 
     def validate(self, sheet: Path) -> dict[str, float]:
         """Rows of reference, skeleton, target, generated: validation people that the adapter has not seen."""
         arrays, people, count = self.validation_arrays, self.validation, 24
-        indices = np.linspace(0, len(people) - 1, count).astype(int)
+        indices = people.with_photos[np.linspace(0, len(people.with_photos) - 1, count).astype(int)]
         references = np.array([[people.siblings[i][0]] for i in indices])
         batch = {
             "patch_tokens": torch.cat(
@@ -204,6 +227,15 @@ class AdapterTask:
         self.module.adapter.load(folder)
 
 
+def part_colours(images: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """float32 [N, 5, 4]: mean colour of each of `COLOURED` in [0, 1], and 1 where there is enough of it to tell."""
+    masks = np.stack([np.isin(parts, group) for group in COLOURED], 1).reshape(len(images), len(COLOURED), -1)
+    count = masks.sum(-1, dtype=np.float32)[..., None]
+    total = masks.astype(np.float32) @ (images.reshape(len(images), -1, 3) / np.float32(255))
+    seen = count >= MIN_REGION
+    return np.concatenate([np.where(seen, total / np.maximum(count, 1), 0), seen], -1).astype(np.float32)
+
+
 def colour_error(images: np.ndarray, truth: np.ndarray, parts: np.ndarray) -> float:
     """Mean distance (in [0, 1] RGB) of the mean colour of clothes between generated and true pictures.
 
@@ -213,7 +245,7 @@ def colour_error(images: np.ndarray, truth: np.ndarray, parts: np.ndarray) -> fl
     for image, target, labels in zip(images, truth, parts, strict=True):
         for part in (Part.UPPER, Part.LOWER):
             region = labels == part
-            if region.sum() > 40:
+            if region.sum() >= MIN_REGION:
                 errors.append(np.linalg.norm(image[region].mean(0) - target[region].mean(0)) / 255)
     return float(np.mean(errors))
 
