@@ -89,6 +89,19 @@ def test_heatmaps_decode_to_the_points_they_were_drawn_from(seed):
     assert (found[..., 2] > 0.8).all()
 
 
+def test_of_two_peaks_the_higher_one_is_the_keypoint():
+    left, right = (torch.full((1, 12, 2), x) for x in (0.25, 0.75))
+    both = torch.maximum(draw_heatmaps(left, 32, 32), 0.97 * draw_heatmaps(right, 32, 32))
+    assert (decode_heatmaps(both)[..., :2] - left).abs().max() < 0.02
+
+
+def test_decoding_is_differentiable():
+    heatmaps = draw_heatmaps(torch.full((1, 12, 2), 0.4), 24, 24).requires_grad_()
+    decode_heatmaps(heatmaps)[..., :2].sum().backward()
+    assert torch.isfinite(heatmaps.grad).all()
+    assert (heatmaps.grad != 0).any()
+
+
 def test_tokenizer_is_lower_case_pads_and_survives_saving(tmp_path):
     tokenizer = train_tokenizer(["a woman in a red shirt"] * 10, 600)
     tokenizer.save_pretrained(tmp_path)

@@ -7,6 +7,8 @@ from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEst
 KEYPOINTS = 12
 HEATMAP_STRIDE = 4
 SHARPNESS = 30.0
+WINDOW = 2  # heatmap pixels on each side of the peak that the decoder averages
+FAR = -1e4  # a logit that is nothing after softmax, and finite in float16
 SIGMA = 1.5  # of a target's peak, in heatmap pixels
 
 
@@ -30,17 +32,19 @@ def build_vitpose(image_size: int, width: int, layers: int) -> VitPoseForPoseEst
 def decode_heatmaps(heatmaps: Tensor) -> Tensor:
     """Keypoints [B, K, 3] (x, y in [0, 1], confidence in [0, 1]) from heatmaps [B, K, h, w] whose peaks are 1.
 
-    The soft-argmax is sharp enough to ignore the floor of a heatmap, so that the result is as precise as the peak's
-    shape and still differentiable (L_id needs that).
+    A soft-argmax about the highest peak: more precise than the peak's cell, differentiable (L_id needs that), and
+    undisturbed by a second peak. Over the whole map, a wrist that may be the left or the right one ends in the middle.
     """
     height, width = heatmaps.shape[-2:]
-    flat = heatmaps.flatten(2)
-    weights = torch.softmax(flat * SHARPNESS, dim=-1).unflatten(-1, (height, width))
-    xs = (torch.arange(width, device=flat.device, dtype=flat.dtype) + 0.5) / width
-    ys = (torch.arange(height, device=flat.device, dtype=flat.dtype) + 0.5) / height
-    x = (weights.sum(-2) * xs).sum(-1)
-    y = (weights.sum(-1) * ys).sum(-1)
-    return torch.stack([x, y, flat.amax(-1).clamp(0, 1)], dim=-1)
+    peak = heatmaps.flatten(2).argmax(-1)[..., None, None]
+    rows = torch.arange(height, device=heatmaps.device)[:, None]
+    columns = torch.arange(width, device=heatmaps.device)
+    near = ((rows - peak // width).abs() <= WINDOW) & ((columns - peak % width).abs() <= WINDOW)
+    sharp = torch.where(near, heatmaps * SHARPNESS, torch.full_like(heatmaps, FAR)).flatten(2)
+    weights = torch.softmax(sharp, dim=-1).unflatten(-1, (height, width))
+    x = (weights.sum(-2) * ((columns + 0.5) / width)).sum(-1)
+    y = (weights.sum(-1) * ((rows[:, 0] + 0.5) / height)).sum(-1)
+    return torch.stack([x, y, heatmaps.flatten(2).amax(-1).clamp(0, 1)], dim=-1)
 
 
 def draw_heatmaps(keypoints: Tensor, height: int, width: int, sigma: float = SIGMA) -> Tensor:
