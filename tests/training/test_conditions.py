@@ -4,13 +4,20 @@ import numpy as np
 import pytest
 import torch
 
+from bolid_sdk.contracts import LIMBS
 from bolid_training.avatars.captions import names_clothes
 from bolid_training.avatars.parts import Part
 from bolid_training.conditions import estimated_keypoints, masked_features, part_crops, place_only
 from bolid_training.data import People
 from bolid_training.model.pose_estimator import draw_heatmaps
 from bolid_training.stages.adapter import part_colours
-from bolid_training.stages.pose import draw_views, paste_second_person, position_divergence, visible_heatmaps
+from bolid_training.stages.pose import (
+    draw_limbs,
+    draw_views,
+    paste_second_person,
+    position_divergence,
+    visible_heatmaps,
+)
 
 
 def people(count=12, views=3):
@@ -115,3 +122,15 @@ def test_position_divergence_is_zero_at_the_target_and_grows_with_the_distance()
 def test_captions_that_name_clothes_are_told_apart():
     assert names_clothes("a man in a light blue t-shirt and grey pants walking")
     assert not names_clothes("a young woman with short hair walking in a snowy landscape on a rooftop")
+
+
+def test_limbs_lie_between_their_keypoints():
+    keypoints = torch.from_numpy(np.random.default_rng(0).uniform(0.1, 0.9, (2, 1, 12, 3))).float()
+    keypoints[..., 2] = 2
+    keypoints[1, 0, LIMBS[3][0], 2] = 0
+    maps = draw_limbs(keypoints, 48)
+    for index, (start, stop) in enumerate(LIMBS):
+        column, row = ((keypoints[0, 0, start, :2] + keypoints[0, 0, stop, :2]) / 2 * 48).long().tolist()
+        assert maps[0, index, row, column] > 0.6
+    assert maps[1, 3].max() == 0
+    assert 0.005 < maps[0].mean() < 0.2

@@ -3,8 +3,8 @@
 ViTPose is a top-down estimator: it finds the person in the whole picture first, and reads the pose in the person's box
 then. It is trained on both views.
 
-Twelve points a picture are a sparse signal: beside the heatmaps the backbone learns to segment the body, through a
-layer that is not kept.
+Twelve points a picture are a sparse signal: beside the heatmaps the backbone learns, through a layer that is not kept,
+to segment the body and to say of every limb where it is and of which side.
 """
 
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import VitPoseForPoseEstimation
 
+from bolid_sdk.contracts import LIMBS
 from bolid_sdk.parts import person_box
 from bolid_sdk.pose import draw_skeleton
 from bolid_training.avatars.parts import Part
@@ -43,16 +44,18 @@ LIGHT = ((0.7, 1.3), (-0.2, 0.2))  # contrast and brightness
 PEAK_WEIGHT = 10.0
 HEATMAP_WEIGHT = 20.0
 SEGMENTATION_WEIGHT = 10.0
+LIMB_WEIGHT = 20.0
+LIMB_SIGMA = 0.8  # of a limb's profile, in heatmap pixels
 BODY = ((Part.FACE, Part.HAIR, Part.HAT), (Part.UPPER,), (Part.LOWER,), (Part.SHOES,), (Part.ARMS,), (Part.LEGS,))
 
 
 class SegmentingPose(nn.Module):
-    """ViTPose with a segmentation layer: pixels -> heatmaps [B, 12, h, w], logits of `BODY` [B, 6, h, w]."""
+    """ViTPose with a layer beside it: pixels -> heatmaps [B, 12, h, w], logits of `BODY` and `LIMBS` [B, 18, h, w]."""
 
     def __init__(self, vitpose: VitPoseForPoseEstimation):
         super().__init__()
         self.vitpose = vitpose
-        self.segmentation = nn.Conv2d(vitpose.config.backbone_config.hidden_size, len(BODY), 1)
+        self.segmentation = nn.Conv2d(vitpose.config.backbone_config.hidden_size, len(BODY) + len(LIMBS), 1)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.vitpose.backbone(pixels).feature_maps[-1]
@@ -84,10 +87,12 @@ class PoseTask:
         masks[nobody], keypoints[nobody] = 0, 0
         views = draw_views(self.boxes[indices], crowd | (rng.random(size) < WHOLE), rng)
         side = self.size // HEATMAP_STRIDE
+        points = views.locate(keypoints)
         cut = views.cut(images, self.size, "zeros" if rng.random() < 0.5 else "border")
         return {
             "pixels": change_light(cut, rng),
-            "heatmaps": visible_heatmaps(views.locate(keypoints), side),
+            "heatmaps": visible_heatmaps(points, side),
+            "limbs": draw_limbs(points, side),
             "coverage": F.avg_pool2d(views.cut(masks, 2 * side), 2),
         }
 
@@ -96,9 +101,11 @@ class PoseTask:
         weight = 1 + PEAK_WEIGHT * batch["heatmaps"]
         error = (weight * (heatmaps - batch["heatmaps"]).square()).mean()
         divergence = position_divergence(heatmaps, batch["heatmaps"])
-        segmentation = F.binary_cross_entropy_with_logits(logits, batch["coverage"])
-        loss = divergence + HEATMAP_WEIGHT * error + SEGMENTATION_WEIGHT * segmentation
-        return {"loss": loss, "divergence": divergence, "error": error, "segmentation": segmentation}
+        body, limbs = logits.split([len(BODY), len(LIMBS)], 1)
+        segmentation = F.binary_cross_entropy_with_logits(body, batch["coverage"])
+        limb = F.binary_cross_entropy_with_logits(limbs, batch["limbs"])
+        loss = divergence + HEATMAP_WEIGHT * error + SEGMENTATION_WEIGHT * segmentation + LIMB_WEIGHT * limb
+        return {"loss": loss, "divergence": divergence, "error": error, "segmentation": segmentation, "limb": limb}
 
     def validate(self, sheet: Path) -> dict[str, float]:
         images, truth = pixels(self.validation.images[:200]), torch.from_numpy(self.validation.keypoints[:200])
@@ -139,6 +146,20 @@ def visible_heatmaps(keypoints: Tensor, side: int) -> Tensor:
     return peaks.amax(1)
 
 
+def draw_limbs(keypoints: Tensor, side: int) -> Tensor:
+    """Maps [B, 12, side, side], 1 along each of `LIMBS` of each person [B, P, 12, 3] that has both ends in the picture."""
+    ends = keypoints[..., list(zip(*LIMBS, strict=True)), :]
+    (start, stop), seen = ends[..., :2].unbind(2), (ends[..., 2] > 0).all(2)
+    axis = (torch.arange(side) + 0.5) / side
+    cells = torch.stack([axis.expand(side, side), axis[:, None].expand(side, side)], -1)
+    offset = cells - start[..., None, None, :]
+    along = (stop - start)[..., None, None, :]
+    share = (offset * along).sum(-1) / along.square().sum(-1).clamp(min=1e-6)
+    distance = (offset - share.clamp(0, 1)[..., None] * along).norm(dim=-1) * side
+    maps = torch.exp(-distance.square() / (2 * LIMB_SIGMA**2)) * seen[..., None, None]
+    return maps.amax(1)
+
+
 def body_masks(parts: np.ndarray) -> Tensor:
     """Labels [B, H, W] -> a mask [B, 6, H, W] for each of `BODY`."""
     return torch.from_numpy(np.stack([np.isin(parts, group) for group in BODY], 1).astype(np.float32))
@@ -148,7 +169,7 @@ def position_divergence(heatmaps: Tensor, target: Tensor) -> Tensor:
     """KL divergence between where target and estimate see a keypoint, averaged over the keypoints that are there.
 
     Squared errors alone are slow to leave the mean pose, for a blurred peak costs little wherever it is. Both
-    distributions are the decoder's own, so what is learned is what is read.
+    distributions are as sharp as the decoder's.
     """
     seen = target.amax((-2, -1)) > 0.5
     where = torch.softmax(target.flatten(2) * SHARPNESS, -1)
