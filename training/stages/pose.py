@@ -147,7 +147,7 @@ def visible_heatmaps(keypoints: Tensor, side: int) -> Tensor:
 
 
 def draw_limbs(keypoints: Tensor, side: int) -> Tensor:
-    """Maps [B, 12, side, side], 1 along each of `LIMBS` of each person [B, P, 12, 3] that has both ends in the picture."""
+    """Maps [B, 12, side, side], 1 along the `LIMBS` of each person [B, P, 12, 3] that have both ends in the picture."""
     ends = keypoints[..., list(zip(*LIMBS, strict=True)), :]
     (start, stop), seen = ends[..., :2].unbind(2), (ends[..., 2] > 0).all(2)
     axis = (torch.arange(side) + 0.5) / side
