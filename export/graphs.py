@@ -44,7 +44,7 @@ class PoseEstimator(Graph):
     """Coordinates are decoded in float32: float16 resolves no better than a pixel in a thousand."""
 
     def run(self, pixels: Tensor) -> tuple[Tensor, ...]:
-        heatmaps = self.network.vitpose(pixels.to(self.dtype)).heatmaps.float()
+        heatmaps = self.network.heatmaps(pixels.to(self.dtype)).float()
         return decode_heatmaps(heatmaps), heatmaps
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer, VitPoseForPoseEstimation
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import (
@@ -18,7 +18,7 @@ from bolid_training.model.checkpoint import (
     load_checkpoint,
 )
 from bolid_training.model.config import AvatarConfig
-from bolid_training.model.pose_estimator import PoseEstimator
+from bolid_training.model.pose_estimator import load_pose_estimator
 
 
 def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = None) -> int:
@@ -35,7 +35,7 @@ def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = Non
         **clip_parts(CLIPModel.from_pretrained(model["clip"])),
         tokenizer=CLIPTokenizer.from_pretrained(model["clip"]),
         feature_extractor=CLIPImageProcessor.from_pretrained(model["clip"]),
-        pose_estimator=PoseEstimator(VitPoseForPoseEstimation.from_pretrained(model["pose"])),
+        pose_estimator=load_pose_estimator(model["pose"]),
         scheduler=build_scheduler(config),
         adapter=adapter,
     ).save(out)
@@ -52,7 +52,7 @@ def unpack_checkpoint(folder: Path, runs: Path) -> None:
     checkpoint.tokenizer.save_pretrained(model["clip"])
     checkpoint.feature_extractor.save_pretrained(model["clip"])
     checkpoint.vae.save_pretrained(model["vae"])
-    checkpoint.pose_estimator.vitpose.save_pretrained(model["pose"])
+    checkpoint.pose_estimator.save(model["pose"])
     UNet2DConditionModel.from_pretrained(folder / "unet").save_pretrained(model["unet"])
     checkpoint.adapter.pose_guider.save_pretrained(model["unet"] / "pose_guider")
     checkpoint.adapter.save(model["adapter"])

@@ -8,7 +8,7 @@ def model_sizes(checkpoint: Checkpoint) -> Sizes:
     """Sizes of every graph of `checkpoint`. Sides of a picture may be half to double the trained ones."""
     unet, vision = checkpoint.unet.config, checkpoint.image_encoder.config
     adapter, factor = checkpoint.adapter, vae_factor(checkpoint)
-    pose_height, pose_width = checkpoint.pose_estimator.vitpose.config.backbone_config.image_size
+    pose_height, pose_width = checkpoint.pose_estimator.image_size
     native = unet.sample_size * factor
     step = factor * 2 ** (len(unet.block_out_channels) - 1)
     return Sizes(

@@ -7,11 +7,17 @@ from diffusers import StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation
 
 from bolid_training.model.checkpoint import build_checkpoint, load_checkpoint, train_tokenizer
 from bolid_training.model.config import AvatarConfig
-from bolid_training.model.pose_estimator import decode_heatmaps, draw_heatmaps
+from bolid_training.model.pose_estimator import (
+    PoseEstimator,
+    build_pose_estimator,
+    decode_heatmaps,
+    draw_heatmaps,
+    load_pose_estimator,
+)
 
 SMALL = AvatarConfig(text_layers=1, vision_layers=2, pose_layers=1, unet_channels=(32, 64, 64), vae_width=16)
 
@@ -110,3 +116,27 @@ def test_tokenizer_is_lower_case_pads_and_survives_saving(tmp_path):
     assert tokenizer(text).input_ids == again(text).input_ids
     assert tokenizer("RED shirt").input_ids == tokenizer("red shirt").input_ids
     assert len(tokenizer("red").input_ids) == 3  # start, one learned word, end
+
+
+def plain_vitpose():
+    """ViTPose as it is published, in small: patches of 16 pixels of an upright picture."""
+    backbone = VitPoseBackboneConfig(
+        image_size=[64, 48], hidden_size=32, num_hidden_layers=1, num_attention_heads=1, out_features=["stage1"]
+    )
+    return VitPoseForPoseEstimation(VitPoseConfig(backbone_config=backbone, scale_factor=4, num_labels=12))
+
+
+@pytest.mark.parametrize("stem", [True, False])
+def test_a_pose_estimator_survives_saving(tmp_path, stem):
+    estimator = build_pose_estimator(96, 32, 1) if stem else PoseEstimator(plain_vitpose())
+    estimator = estimator.to(memory_format=torch.channels_last).eval()
+    estimator.save(tmp_path)
+    again = load_pose_estimator(tmp_path).eval()
+    height, width = again.image_size
+    assert (height, width) == ((96, 96) if stem else (64, 48))
+    pixels = torch.rand(1, 3, height, width)
+    with torch.no_grad():
+        keypoints, heatmaps = again(pixels)
+        assert (heatmaps - estimator(pixels)[1]).abs().max() < 1e-5
+    assert keypoints.shape == (1, 12, 3)
+    assert heatmaps.shape == (1, 12, height // 4, width // 4)

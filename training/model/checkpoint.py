@@ -20,12 +20,11 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
-    VitPoseForPoseEstimation,
 )
 
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.config import AvatarConfig
-from bolid_training.model.pose_estimator import PoseEstimator, build_vitpose
+from bolid_training.model.pose_estimator import PoseEstimator, build_pose_estimator, load_pose_estimator
 
 MAX_TOKENS = 77
 
@@ -59,7 +58,7 @@ class Checkpoint:
             part.save_pretrained(folder / name)
             library = "diffusers" if type(part).__module__.startswith("diffusers") else "transformers"
             index[name] = [library, type(part).__name__]
-        self.pose_estimator.vitpose.save_pretrained(folder / "pose_estimator")
+        self.pose_estimator.save(folder / "pose_estimator")
         self.adapter.save(folder / "adapter")
         save_file({"weight": self.text_projection.weight.detach()}, folder / "text_encoder" / "projection.safetensors")
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
@@ -91,9 +90,7 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         image_encoder=CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", dtype=torch.float32),
         feature_extractor=CLIPImageProcessor.from_pretrained(folder / "feature_extractor"),
-        pose_estimator=PoseEstimator(
-            VitPoseForPoseEstimation.from_pretrained(folder / "pose_estimator", dtype=torch.float32)
-        ),
+        pose_estimator=load_pose_estimator(folder / "pose_estimator"),
         scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
         adapter=adapter,
     )
@@ -113,7 +110,7 @@ def build_checkpoint(config: AvatarConfig, tokenizer: CLIPTokenizer | None = Non
             **clip_parts(clip),
             tokenizer=tokenizer,
             feature_extractor=build_feature_extractor(config),
-            pose_estimator=PoseEstimator(build_vitpose(config.pose_size, config.pose_width, config.pose_layers)),
+            pose_estimator=build_pose_estimator(config.pose_size, config.pose_width, config.pose_layers),
             scheduler=build_scheduler(config),
             adapter=Adapter(unet, config),
         )

@@ -22,7 +22,7 @@ class AvatarConfig:
     attention_head_dim: int = 32
     pose_size: int = 96
     pose_width: int = 128
-    pose_layers: int = 6
+    pose_layers: int = 4
     identity_tokens: int = 16
     image_tokens: int = 16
     resampler_width: int = 192

@@ -1,22 +1,105 @@
 """ViTPose (arXiv:2204.12484) for the 12 body keypoints, with a differentiable decoder."""
 
+from pathlib import Path
+
 import torch
+from diffusers.models.resnet import ResnetBlock2D
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation
 
 KEYPOINTS = 12
 HEATMAP_STRIDE = 4
+PATCH = 8  # pixels of a token's side
+STEM_CHANNELS, STEM_STRIDE, STEM_FILE = 64, 4, "stem.safetensors"
 SHARPNESS = 30.0
 WINDOW = 2  # heatmap pixels on each side of the peak that the decoder averages
 FAR = -1e4  # a logit that is nothing after softmax, and finite in float16
 SIGMA = 1.5  # of a target's peak, in heatmap pixels
 
 
-def build_vitpose(image_size: int, width: int, layers: int) -> VitPoseForPoseEstimation:
-    """ViTPose with patches of 8 and heatmaps at a quarter of the (square) picture's side."""
+class Stem(nn.Sequential):
+    """Convolutions in front of the transformer: pixels [B, 3, H, W] -> features [B, 64, H/4, W/4].
+
+    Transformers that see patches of pixels are slow to learn what convolutions know from the start ("Early
+    Convolutions Help Transformers See Better", arXiv:2106.14881).
+    """
+
+    def __init__(self) -> None:
+        half = STEM_CHANNELS // 2
+        super().__init__(
+            nn.Conv2d(3, half, 3, stride=2, padding=1),
+            nn.GroupNorm(8, half),
+            nn.SiLU(),
+            nn.Conv2d(half, STEM_CHANNELS, 3, stride=2, padding=1),
+            *(ResnetBlock2D(in_channels=STEM_CHANNELS, temb_channels=None, groups=8) for _ in range(2)),
+        )
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        for layer in self:
+            pixels = layer(pixels, None) if isinstance(layer, ResnetBlock2D) else layer(pixels)
+        return pixels
+
+
+class PoseEstimator(nn.Module):
+    """pixels [B, 3, H, W] in [-1, 1] -> keypoints [B, 12, 3], heatmaps [B, 12, H/4, W/4].
+
+    `vitpose` is transformers' own class; with a `stem` it sees the stem's features instead of pixels.
+    """
+
+    def __init__(self, vitpose: VitPoseForPoseEstimation, stem: Stem | None = None):
+        super().__init__()
+        self.vitpose, self.stem = vitpose, stem
+        if stem is not None:
+            # transformers pads pictures by two pixels, which would be a whole patch of the stem's features
+            vitpose.backbone.embeddings.patch_embeddings.projection.padding = (0, 0)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the pictures it was trained on."""
+        stride = 1 if self.stem is None else STEM_STRIDE
+        height, width = self.vitpose.config.backbone_config.image_size
+        return height * stride, width * stride
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """The backbone's last feature map [B, D, h, w] of a square picture."""
+        tokens = self.vitpose.backbone(self._see(pixels)).feature_maps[-1]
+        side = round(tokens.shape[1] ** 0.5)
+        return tokens.transpose(1, 2).unflatten(2, (side, side))
+
+    def heatmaps(self, pixels: Tensor) -> Tensor:
+        return self.vitpose(self._see(pixels)).heatmaps
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        heatmaps = self.heatmaps(pixels)
+        return decode_heatmaps(heatmaps), heatmaps
+
+    def _see(self, pixels: Tensor) -> Tensor:
+        return pixels if self.stem is None else self.stem(pixels)
+
+    def save(self, folder: Path) -> None:
+        """Writes transformers' folder, and `stem.safetensors` into it."""
+        self.vitpose.save_pretrained(folder)
+        if self.stem is not None:
+            save_file({name: t.contiguous() for name, t in self.stem.state_dict().items()}, folder / STEM_FILE)
+
+
+def load_pose_estimator(folder: Path) -> PoseEstimator:
+    """Reads what `PoseEstimator.save` wrote, or any ViTPose of 12 keypoints, in float32."""
+    vitpose = VitPoseForPoseEstimation.from_pretrained(folder, dtype=torch.float32)
+    if not (folder / STEM_FILE).exists():
+        return PoseEstimator(vitpose)
+    stem = Stem()
+    stem.load_state_dict(load_file(folder / STEM_FILE))
+    return PoseEstimator(vitpose, stem)
+
+
+def build_pose_estimator(image_size: int, width: int, layers: int) -> PoseEstimator:
+    """ViTPose on a stem: a token for 8 x 8 pixels, heatmaps at a quarter of the (square) picture's side."""
     backbone = VitPoseBackboneConfig(
-        image_size=[image_size, image_size],
-        patch_size=[8, 8],
+        image_size=[image_size // STEM_STRIDE] * 2,
+        patch_size=[PATCH // STEM_STRIDE] * 2,
+        num_channels=STEM_CHANNELS,
         hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=width // 32,
@@ -24,9 +107,9 @@ def build_vitpose(image_size: int, width: int, layers: int) -> VitPoseForPoseEst
         out_features=[f"stage{layers}"],
     )
     config = VitPoseConfig(
-        backbone_config=backbone, scale_factor=8 // HEATMAP_STRIDE, use_simple_decoder=True, num_labels=KEYPOINTS
+        backbone_config=backbone, scale_factor=PATCH // HEATMAP_STRIDE, use_simple_decoder=True, num_labels=KEYPOINTS
     )
-    return VitPoseForPoseEstimation(config)
+    return PoseEstimator(VitPoseForPoseEstimation(config), Stem())
 
 
 def decode_heatmaps(heatmaps: Tensor) -> Tensor:
@@ -54,15 +137,3 @@ def draw_heatmaps(keypoints: Tensor, height: int, width: int, sigma: float = SIG
     dx = (keypoints[..., 0, None] - xs) * width
     dy = (keypoints[..., 1, None] - ys) * height
     return torch.exp(-(dx.square()[..., None, :] + dy.square()[..., :, None]) / (2 * sigma**2))
-
-
-class PoseEstimator(nn.Module):
-    """pixels [B, 3, H, W] in [-1, 1] -> keypoints [B, 12, 3], heatmaps [B, 12, H/4, W/4]."""
-
-    def __init__(self, vitpose: VitPoseForPoseEstimation):
-        super().__init__()
-        self.vitpose = vitpose
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        heatmaps = self.vitpose(pixels).heatmaps
-        return decode_heatmaps(heatmaps), heatmaps

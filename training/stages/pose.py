@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import VitPoseForPoseEstimation
 
 from bolid_sdk.contracts import LIMBS
 from bolid_sdk.parts import person_box
@@ -28,8 +27,9 @@ from bolid_training.model.pose_estimator import (
     HEATMAP_STRIDE,
     SHARPNESS,
     PoseEstimator,
-    build_vitpose,
+    build_pose_estimator,
     draw_heatmaps,
+    load_pose_estimator,
 )
 from bolid_training.precision import fastest_precision
 from bolid_training.stages.vae import to_bytes
@@ -38,8 +38,8 @@ from bolid_training.views import Views, upright
 CROWD = 0.1  # share of batches with a second person pasted in: the runtime counts people by their peaks
 EMPTY = 0.06  # share of pictures of places without people: nobody must look like nobody
 WHOLE = 0.4  # share of views of the whole picture, which find the person; the others read the pose close up
-TURNED = 0.3  # share of turned views: people lie and bend more often than they are rendered so
-TURN = 0.6  # radians, standard deviation
+TURNED = 0.1  # share of turned views: people lie and bend more often than they are rendered so
+TURN = 0.4  # radians, standard deviation
 LIGHT = ((0.7, 1.3), (-0.2, 0.2))  # contrast and brightness
 PEAK_WEIGHT = 10.0
 HEATMAP_WEIGHT = 20.0
@@ -50,30 +50,29 @@ BODY = ((Part.FACE, Part.HAIR, Part.HAT), (Part.UPPER,), (Part.LOWER,), (Part.SH
 
 
 class SegmentingPose(nn.Module):
-    """ViTPose with a layer beside it: pixels -> heatmaps [B, 12, h, w], logits of `BODY` and `LIMBS` [B, 18, h, w]."""
+    """An estimator and a layer beside it: pixels -> heatmaps [B, 12, h, w], logits of `BODY`, `LIMBS` [B, 18, h, w]."""
 
-    def __init__(self, vitpose: VitPoseForPoseEstimation):
+    def __init__(self, estimator: PoseEstimator):
         super().__init__()
-        self.vitpose = vitpose
-        self.segmentation = nn.Conv2d(vitpose.config.backbone_config.hidden_size, len(BODY) + len(LIMBS), 1)
+        self.estimator = estimator
+        width = estimator.vitpose.config.backbone_config.hidden_size
+        self.segmentation = nn.Conv2d(width, len(BODY) + len(LIMBS), 1)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.vitpose.backbone(pixels).feature_maps[-1]
-        side = round(tokens.shape[1] ** 0.5)
-        grid = tokens.transpose(1, 2).unflatten(2, (side, side))
-        heatmaps = self.vitpose.head(grid)
-        return heatmaps, F.interpolate(self.segmentation(grid), heatmaps.shape[-2:], mode="bilinear")
+        tokens = self.estimator.tokens(pixels)
+        heatmaps = self.estimator.vitpose.head(tokens)
+        return heatmaps, F.interpolate(self.segmentation(tokens), heatmaps.shape[-2:], mode="bilinear")
 
 
 class PoseTask:
     def __init__(self, config: AvatarConfig, people: People, validation: People, empty: People):
         self.size, self.people, self.validation, self.empty = config.pose_size, people, validation, empty
         self.boxes = np.stack([person_box(estimated_keypoints(k, i)) for i, k in enumerate(people.keypoints)])
-        self.module = SegmentingPose(build_vitpose(config.pose_size, config.pose_width, config.pose_layers))
-        self.estimator = PoseEstimator(self.module.vitpose)
+        self.estimator = build_pose_estimator(config.pose_size, config.pose_width, config.pose_layers)
+        self.module = SegmentingPose(self.estimator).to(memory_format=torch.channels_last)
         if fastest_precision() == "bf16":
             # on CPUs the backward of bfloat16 scaled_dot_product_attention is slower than that of its parts
-            self.module.vitpose.backbone.set_attn_implementation("eager")
+            self.estimator.vitpose.backbone.set_attn_implementation("eager")
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         indices = rng.integers(len(self.people), size=size)
@@ -134,10 +133,10 @@ class PoseTask:
         return first, torch.cat([views.restore(found[..., :2]), found[..., 2:]], -1)
 
     def save(self, folder: Path) -> None:
-        self.module.vitpose.save_pretrained(folder)
+        self.estimator.save(folder)
 
     def load(self, folder: Path) -> None:
-        self.module.vitpose.load_state_dict(VitPoseForPoseEstimation.from_pretrained(folder).state_dict())
+        self.estimator.load_state_dict(load_pose_estimator(folder).state_dict())
 
 
 def visible_heatmaps(keypoints: Tensor, side: int) -> Tensor:
