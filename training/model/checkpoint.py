@@ -118,7 +118,11 @@ def build_checkpoint(config: AvatarConfig, tokenizer: CLIPTokenizer | None = Non
 
 
 def build_unet(config: AvatarConfig) -> UNet2DConditionModel:
-    """SD1.5's UNet in small. The block without attention comes last: T2I-Adapter features fit nowhere else."""
+    """SD1.5's UNet in small. The block without attention comes last: T2I-Adapter features fit nowhere else.
+
+    Beside cross-attention a pooled text is added to the time embedding, as in DeepFloyd IF: what a whole picture has in
+    common, light, place and style, need not be learned pixel by pixel.
+    """
     return UNet2DConditionModel(
         sample_size=config.image_size // 8,
         in_channels=config.latent_channels,
@@ -128,6 +132,8 @@ def build_unet(config: AvatarConfig) -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=config.text_width,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=config.text_width // 64,
         attention_head_dim=tuple(channels // config.attention_head_dim for channels in config.unet_channels),
     )
 
