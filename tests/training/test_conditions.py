@@ -9,6 +9,8 @@ from bolid_training.avatars.captions import names_clothes
 from bolid_training.avatars.parts import Part
 from bolid_training.conditions import estimated_keypoints, masked_features, part_crops, place_only
 from bolid_training.data import People
+from bolid_training.model.checkpoint import build_scheduler
+from bolid_training.model.config import AvatarConfig
 from bolid_training.model.pose_estimator import draw_heatmaps
 from bolid_training.stages.adapter import part_colours
 from bolid_training.stages.pose import (
@@ -18,6 +20,7 @@ from bolid_training.stages.pose import (
     position_divergence,
     visible_heatmaps,
 )
+from bolid_training.stages.unet import noisy_batch
 
 
 def people(count=12, views=3):
@@ -117,6 +120,18 @@ def test_position_divergence_is_zero_at_the_target_and_grows_with_the_distance()
     assert divergences[0] < 1e-5
     assert divergences[0] < divergences[1] < divergences[2]
     assert float(position_divergence(target, torch.zeros_like(target))) == 0  # nobody there
+
+
+def test_noisy_batches_are_what_the_scheduler_says_and_late():
+    scheduler, rng = build_scheduler(AvatarConfig()), np.random.default_rng(0)
+    latents = rng.standard_normal((400, 2, 4, 4)).astype(np.float32)
+    batch = noisy_batch(latents, scheduler, rng)
+    t, alpha = batch["timestep"], scheduler.alphas_cumprod[batch["timestep"]][:, None, None, None]
+    assert t.min() >= 0
+    assert t.max() <= 999
+    assert 0.45 < (t > 600).float().mean() < 0.6
+    x0 = alpha.sqrt() * batch["sample"] - (1 - alpha).sqrt() * batch["target"]
+    assert (x0 - torch.from_numpy(latents)).abs().max() < 1e-4
 
 
 def test_captions_that_name_clothes_are_told_apart():
