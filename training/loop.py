@@ -6,6 +6,7 @@ precision, several processes, EMA, clipping, checkpoints from which a run contin
 
 import json
 import math
+import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -156,13 +157,27 @@ def _initialise(accelerator: Accelerator, options: LoopOptions) -> None:
 
 
 def _resume(accelerator: Accelerator, out: Path, progress: Progress) -> None:
-    complete = [done.parent for done in (out / "checkpoints").glob("checkpoint_*/complete")]
+    with accelerator.main_process_first():
+        complete = _drop_unfinished_checkpoints(out)
     if not complete:
         return
-    newest = max(complete, key=lambda c: int(c.name.rpartition("_")[2]))
-    accelerator.load_state(str(newest))
-    accelerator.project_configuration.iteration = int(newest.name.rpartition("_")[2]) + 1
+    newest = max(complete)
+    accelerator.load_state(str(complete[newest]))
+    accelerator.project_configuration.iteration = newest + 1
     accelerator.print(f"continuing {out} at step {progress.step}")
+
+
+def _drop_unfinished_checkpoints(out: Path) -> dict[int, Path]:
+    """The finished checkpoints by number.
+
+    Those that a killed run left half-written go: accelerate refuses to write over them, and counts them among the
+    checkpoints for which it deletes older, finished ones.
+    """
+    found = list((out / "checkpoints").glob("checkpoint_*"))
+    complete = {int(folder.name.rpartition("_")[2]): folder for folder in found if (folder / "complete").exists()}
+    for folder in set(found) - set(complete.values()):
+        shutil.rmtree(folder, ignore_errors=True)
+    return complete
 
 
 def _time_to_save(saved: float, options: LoopOptions) -> bool:

@@ -65,6 +65,19 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path):
     assert not torch.equal(weights[0], whole.module.weight)
 
 
+@pytest.mark.parametrize("finished", [0, 26])
+def test_a_checkpoint_left_half_written_is_passed_over(tmp_path, finished):
+    """As by a run that was killed while it saved, before or after it had saved whole ones."""
+    if finished:
+        with pytest.raises(NotFiniteError):
+            train(Regression(break_at=finished), options(tmp_path, save_minutes=0))
+    numbers = [int(folder.name.rpartition("_")[2]) for folder in (tmp_path / "checkpoints").glob("checkpoint_*")]
+    (tmp_path / "checkpoints" / f"checkpoint_{max(numbers, default=-1) + 1}").mkdir(parents=True)
+    again = run(tmp_path, save_minutes=0)
+    assert again.calls == 40 - max(finished - 1, 0)
+    assert len(list((tmp_path / "checkpoints").glob("*/complete"))) == 2
+
+
 def test_training_learns_and_reports(tmp_path):
     run(tmp_path, steps=300)
     lines = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
