@@ -12,7 +12,7 @@ from PIL import Image
 from bolid_sdk.backends import Engine
 from bolid_sdk.contracts import KEYPOINT_NAMES, KEYPOINTS, LIMBS, MIN_CONFIDENCE
 from bolid_sdk.errors import Notice, PersonNotFoundError, PoseError, SeveralPeopleError
-from bolid_sdk.images import crop_resize, letterbox, stack_pixels, to_signed
+from bolid_sdk.images import Letterbox, crop_resize, letterbox, stack_pixels, to_signed
 from bolid_sdk.parts import person_box
 
 FloatArray: TypeAlias = NDArray[np.float32]
@@ -123,20 +123,20 @@ def estimate_pose(estimator: Engine, image: Image.Image, size: tuple[int, int]) 
 
     `size` is the estimator's (height, width).
     """
-    first, people = _look(estimator, image, size)
-    box = person_box(first, image.width / image.height)
-    keypoints, _ = _look(estimator, Image.fromarray(crop_resize(image, box[None], max(size))[0]), size)
+    seen, heatmaps, place = _look(estimator, image, size)
+    box = person_box(place.to_source(seen), image.width / image.height)
+    close, _, close_place = _look(estimator, Image.fromarray(crop_resize(image, box[None], max(size))[0]), size)
+    keypoints = close_place.to_source(close)
     keypoints[:, :2] = box[:2] + keypoints[:, :2] * (box[2:] - box[:2])
-    return FoundPose(keypoints=keypoints, people=people)
+    return FoundPose(keypoints=keypoints, people=count_people(heatmaps, seen))
 
 
-def _look(estimator: Engine, image: Image.Image, size: tuple[int, int]) -> tuple[FloatArray, int]:
-    """Keypoints [12, 3] in the picture's coordinates, and the number of people."""
+def _look(estimator: Engine, image: Image.Image, size: tuple[int, int]) -> tuple[FloatArray, FloatArray, Letterbox]:
+    """Keypoints [12, 3] and heatmaps [12, h, w] of the letterboxed picture, and where the picture lies in that."""
     height, width = size
     boxed, place = letterbox(image, width, height)
     outputs = estimator.run({"pixels": to_signed(stack_pixels([boxed]))})
-    found = np.asarray(outputs["keypoints"][0], np.float32)
-    return place.to_source(found), count_people(np.asarray(outputs["heatmaps"][0]), found)
+    return np.asarray(outputs["keypoints"][0], np.float32), np.asarray(outputs["heatmaps"][0]), place
 
 
 def detect_pose(

@@ -24,10 +24,8 @@ class Views:
         """[B, 2, 2]: its columns are the view's axes, as long as its side, in the picture's coordinates."""
         cos, sin = torch.cos(self.angle), torch.sin(self.angle)
         sign = 1 - 2 * self.mirror.float()
-        return (
-            torch.stack([torch.stack([sign * cos, -sin], -1), torch.stack([sign * sin, cos], -1)], 1)
-            * (self.side[:, None, None])
-        )
+        axes = torch.stack([torch.stack([sign * cos, -sin], -1), torch.stack([sign * sin, cos], -1)], 1)
+        return self.side[:, None, None] * axes
 
     def cut(self, images: Tensor, size: int, padding: str = "zeros") -> Tensor:
         """[B, C, H, H] -> [B, C, size, size], bilinear; `padding` is grid_sample's, for what lies outside."""
@@ -40,21 +38,14 @@ class Views:
 
         Those outside the view become invisible (0 in the third column).
         """
-        points = self._inverse(keypoints[..., :2])
+        offsets = keypoints[..., :2] - self.centre[:, None, None]
+        points = torch.einsum("bij,bpkj->bpki", torch.linalg.inv(self._axes), offsets) + 0.5
         inside = ((points >= 0) & (points <= 1)).all(-1)
         located = torch.cat([points, (keypoints[..., 2] * inside)[..., None]], -1)
         return torch.where(self.mirror[:, None, None, None], located[..., FLIP, :], located)
 
-    def restore(self, points: Tensor) -> Tensor:
-        """Points [B, K, 2] in [0, 1] of the view -> of the picture."""
-        return torch.einsum("bij,bkj->bki", self._axes, points - 0.5) + self.centre[:, None]
-
-    def _inverse(self, points: Tensor) -> Tensor:
-        return torch.einsum("bij,bpkj->bpki", torch.linalg.inv(self._axes), points - self.centre[:, None, None]) + 0.5
-
 
 def upright(centre: Tensor, side: Tensor) -> Views:
     """Views that are neither turned nor mirrored."""
-    return Views(
-        centre=centre, side=side, angle=torch.zeros_like(side), mirror=torch.zeros_like(side, dtype=torch.bool)
-    )
+    zeros = torch.zeros_like(side)
+    return Views(centre=centre, side=side, angle=zeros, mirror=zeros.bool())

@@ -40,15 +40,6 @@ def test_a_keypoint_is_where_its_pixel_is(x, y, side, angle, mirror, dot_x, dot_
     assert abs((row + 0.5) / 96 - located[1]) < 0.015
 
 
-@settings(max_examples=20, deadline=None)
-@given(PLACES, PLACES, st.floats(0.5, 2), st.floats(-3, 3))
-def test_restore_undoes_locate(x, y, side, angle):
-    views = view(x, y, side, angle, False)
-    keypoints = torch.rand(1, 1, 12, 3) + torch.tensor([0.0, 0.0, 1.0])
-    restored = views.restore(views.locate(keypoints)[:, 0, :, :2])
-    assert (restored - keypoints[:, 0, :, :2]).abs().max() < 1e-4
-
-
 def test_the_whole_picture_is_itself():
     picture = torch.rand(2, 3, 32, 32)
     views = upright(torch.full((2, 2), 0.5), torch.ones(2))

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bolid_sdk.contracts import LIMBS
 from bolid_sdk.parts import person_box
-from bolid_sdk.pose import draw_skeleton
+from bolid_sdk.pose import draw_skeleton, estimate_pose
 from bolid_training.avatars.parts import Part
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.conditions import estimated_keypoints
@@ -32,7 +33,6 @@ from bolid_training.model.pose_estimator import (
     load_pose_estimator,
 )
 from bolid_training.precision import fastest_precision
-from bolid_training.stages.vae import to_bytes
 from bolid_training.views import Views, upright
 
 CROWD = 0.1  # share of batches with a second person pasted in: the runtime counts people by their peaks
@@ -62,6 +62,17 @@ class SegmentingPose(nn.Module):
         tokens = self.estimator.tokens(pixels)
         heatmaps = self.estimator.vitpose.head(tokens)
         return heatmaps, F.interpolate(self.segmentation(tokens), heatmaps.shape[-2:], mode="bilinear")
+
+
+class TorchEngine:
+    """The estimator as the runtime calls it."""
+
+    def __init__(self, estimator: PoseEstimator):
+        self.estimator = estimator
+
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        outputs = self.estimator(torch.from_numpy(inputs["pixels"]))
+        return {name: output.numpy() for name, output in zip(("keypoints", "heatmaps"), outputs, strict=True)}
 
 
 class PoseTask:
@@ -107,30 +118,29 @@ class PoseTask:
         return {"loss": loss, "divergence": divergence, "error": error, "segmentation": segmentation, "limb": limb}
 
     def validate(self, sheet: Path) -> dict[str, float]:
-        images, truth = pixels(self.validation.images[:200]), torch.from_numpy(self.validation.keypoints[:200])
+        images, truth = self.validation.images[:200], self.validation.keypoints[:200]
         first, found = self.estimate(images)
-        drawn = [draw_skeleton(points.numpy(), *images.shape[-2:]) for points in found[:18]]
-        overlay = np.maximum(to_bytes(images[:18]) // 2, np.stack(drawn))
+        drawn = [draw_skeleton(points, *images.shape[1:3]) for points in found[:18]]
+        overlay = np.maximum(images[:18] // 2, np.stack(drawn))
         contact_sheet(overlay, columns=6).save(sheet)
-        nobody = self.estimate(pixels(self.empty.images[-200:]))
-        errors = keypoint_errors(found.numpy(), truth.numpy())
+        nobody = self.estimate(self.empty.images[-200:])
+        errors = keypoint_errors(found, truth)
         return {
             "pck10": float(pck(errors, 0.1).mean()),
             "pck20": float(pck(errors, 0.2).mean()),
-            "pck10_first": float(pck(keypoint_errors(first.numpy(), truth.numpy()), 0.1).mean()),
+            "pck10_first": float(pck(keypoint_errors(first, truth), 0.1).mean()),
             "confidence_first": float(first[..., 2].mean()),
             "confidence": float(found[..., 2].mean()),
             "confidence_empty_first": float(nobody[0][..., 2].mean()),
             "confidence_empty": float(nobody[1][..., 2].mean()),
         }
 
-    def estimate(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Keypoints [B, 12, 3] of square pictures: by the whole picture, and by the person's box, as at runtime."""
-        first = self.estimator(resize(images, self.size))[0]
-        boxes = torch.from_numpy(np.stack([person_box(points.numpy()) for points in first])).float()
-        views = upright((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2] - boxes[:, 0])
-        found = self.estimator(views.cut(images, self.size))[0]
-        return first, torch.cat([views.restore(found[..., :2]), found[..., 2:]], -1)
+    def estimate(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Keypoints [B, 12, 3] of pictures [B, H, W, 3]: by the whole picture alone, and as the runtime finds them."""
+        first = self.estimator(resize(pixels(images), self.size))[0].numpy()
+        engine, size = TorchEngine(self.estimator), (self.size, self.size)
+        found = [estimate_pose(engine, Image.fromarray(image), size).keypoints for image in images]
+        return first, np.stack(found)
 
     def save(self, folder: Path) -> None:
         self.estimator.save(folder)
