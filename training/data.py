@@ -29,6 +29,11 @@ class People(Samples):
         return [entry["captions"] for entry in self.metadata]
 
     @cached_property
+    def longest_captions(self) -> list[str]:
+        """The caption of each sample that says most."""
+        return [max(captions, key=len) for captions in self.captions]
+
+    @cached_property
     def photos(self) -> NDArray[np.bool_]:
         """[N]: which samples look like photographs, as references do."""
         return np.array([entry["style"] == "photo" for entry in self.metadata])

@@ -31,7 +31,14 @@ def pck(errors: NDArray, threshold: float) -> NDArray[np.float64]:
 
 def clothes_colours(image: NDArray[np.uint8], parts: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Mean colour [2, 3] in [0, 1] of the upper and lower clothes of a picture; NaN for a region too small."""
-    regions = [image[parts == part] for part in (Part.UPPER, Part.LOWER)]
+    return mean_colours(image, parts, ((Part.UPPER,), (Part.LOWER,)))
+
+
+def mean_colours(
+    image: NDArray[np.uint8], parts: NDArray[np.uint8], groups: Sequence[Sequence[Part]]
+) -> NDArray[np.float64]:
+    """Mean colour [G, 3] in [0, 1] of each group of parts in a picture; NaN for a region too small."""
+    regions = [image[np.isin(parts, group)] for group in groups]
     return np.stack([r.mean(0) / 255 if len(r) >= MIN_REGION else np.full(3, np.nan) for r in regions])
 
 

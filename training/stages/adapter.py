@@ -3,8 +3,8 @@
 L_rec (eq. 2 of the brief) on pairs: identity tokens come from one picture of a person, skeleton, text and noise from
 another. So the adapter cannot copy; it has to carry over what stays when pose, place and style change.
 
-Far from the base's loss, the Resampler is slow to find out what is worth carrying: so the identity tokens also have to
-tell the reference's colours, part by part, to a layer that is not kept.
+The identity tokens also have to tell the reference's colours, part by part, to a layer that is not kept: a nearer
+target for the Resampler than the base's loss. What it brings is not measured yet.
 """
 
 from pathlib import Path
@@ -29,7 +29,7 @@ from bolid_training.conditions import (
     skeleton_batch,
 )
 from bolid_training.data import People, cached
-from bolid_training.evaluate.metrics import MIN_REGION
+from bolid_training.evaluate.metrics import clothes_colours, mean_colours
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import build_scheduler, clip_parts
 from bolid_training.model.config import AvatarConfig
@@ -229,11 +229,9 @@ class AdapterTask:
 
 def part_colours(images: np.ndarray, parts: np.ndarray) -> np.ndarray:
     """float32 [N, 5, 4]: mean colour of each of `COLOURED` in [0, 1], and 1 where there is enough of it to tell."""
-    masks = np.stack([np.isin(parts, group) for group in COLOURED], 1).reshape(len(images), len(COLOURED), -1)
-    count = masks.sum(-1, dtype=np.float32)[..., None]
-    total = masks.astype(np.float32) @ (images.reshape(len(images), -1, 3) / np.float32(255))
-    seen = count >= MIN_REGION
-    return np.concatenate([np.where(seen, total / np.maximum(count, 1), 0), seen], -1).astype(np.float32)
+    colours = np.stack([mean_colours(i, p, COLOURED) for i, p in zip(images, parts, strict=True)])
+    seen = np.isfinite(colours[..., :1])
+    return np.concatenate([np.nan_to_num(colours), seen], -1).astype(np.float32)
 
 
 def colour_error(images: np.ndarray, truth: np.ndarray, parts: np.ndarray) -> float:
@@ -241,13 +239,10 @@ def colour_error(images: np.ndarray, truth: np.ndarray, parts: np.ndarray) -> fl
 
     The parts are the true picture's: where the pose is followed the generated body covers them too.
     """
-    errors = []
-    for image, target, labels in zip(images, truth, parts, strict=True):
-        for part in (Part.UPPER, Part.LOWER):
-            region = labels == part
-            if region.sum() >= MIN_REGION:
-                errors.append(np.linalg.norm(image[region].mean(0) - target[region].mean(0)) / 255)
-    return float(np.mean(errors))
+    found, expected = (
+        np.stack([clothes_colours(i, p) for i, p in zip(pictures, parts, strict=True)]) for pictures in (images, truth)
+    )
+    return float(np.nanmean(np.linalg.norm(found - expected, axis=-1)))
 
 
 def _nearest(parts: np.ndarray, size: int) -> np.ndarray:

@@ -27,7 +27,7 @@ from bolid_training.stages.vae import to_bytes
 SNR_GAMMA = 5.0
 DROP_TEXT = 0.1
 DROP_POSE = 0.15
-DETAILED = 0.5  # share of captions that are the picture's longest: words bind sooner to what they name
+DETAILED = 0.5  # share of captions that are the picture's longest: half of all captions name no clothes
 LATE = 0.7  # timesteps are 1000 u^LATE of a uniform u: half of them beyond 600, a tenth before 200
 ERROR_TIMESTEPS = (250, 500, 750, 950)
 BODY_WEIGHT = 6.0  # extra weight of a latent pixel that the person covers (a tenth of the picture; after StoryMaker)
@@ -63,11 +63,11 @@ class UnetTask:
         self.scheduler = build_scheduler(config)
         cache, count = runs / "cache", len(people)
         self.latents = cached_latents(self.vae, people, cache / f"latents-train-{count}.npy")
-        self.validation_latents = cached_latents(
-            self.vae, validation, cache / f"latents-validation-{len(validation)}.npy"
-        )
         self.skeletons = cached_skeletons(people, cache / f"skeletons-train-{count}.npy")
         self.body = cached_body_weights(people, cache / f"body-train-{count}.npy")
+        count = len(validation)
+        self.validation_latents = cached_latents(self.vae, validation, cache / f"latents-validation-{count}.npy")
+        self.validation_skeletons = np.array(cached_skeletons(validation, cache / f"skeletons-validation-{count}.npy"))
         self.module = GuidedUNet(config).to(memory_format=torch.channels_last)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
@@ -81,8 +81,9 @@ class UnetTask:
         }
 
     def _caption(self, index: int, rng: np.random.Generator) -> str:
-        captions = self.people.captions[index]
-        return max(captions, key=len) if rng.random() < DETAILED else captions[rng.integers(len(captions))]
+        if rng.random() < DETAILED:
+            return self.people.longest_captions[index]
+        return self.people.captions[index][rng.integers(len(self.people.captions[index]))]
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> Tensor:
@@ -97,30 +98,26 @@ class UnetTask:
         """Rows of skeleton, picture with it, picture by the text alone."""
         count = min(16, len(self.validation))
         captions = [captions[0] for captions in self.validation.captions[:count]]
-        drawn = draw_skeletons(self.validation, slice(count))
+        drawn = self.validation_skeletons[:count]
         out = [self._sample(captions, features) for features in (self.module.pose_guider(skeleton_batch(drawn)), None)]
         cells = np.stack([drawn, *out], 1).reshape(-1, *drawn.shape[1:])
         labels = [label for caption in captions for label in ("", caption, "text alone")]
         contact_sheet(cells, columns=12, labels=labels).save(sheet)
-        return self._errors([max(captions, key=len) for captions in self.validation.captions])
+        return self._errors()
 
-    def _errors(self, captions: list[str]) -> dict[str, float]:
+    def _errors(self) -> dict[str, float]:
         """Mean squared errors of v at fixed timesteps and noise: at late ones little but text and skeleton is known."""
         x0 = torch.from_numpy(self.validation_latents.astype(np.float32))
-        noise, text = seeded_noise(tuple(x0.shape)), self.encode(captions)
-        skeletons = skeleton_batch(draw_skeletons(self.validation, slice(len(x0))))
+        noise = seeded_noise(tuple(x0.shape))
+        conditions = {
+            "encoder_hidden_states": self.encode(self.validation.longest_captions),
+            "skeleton": skeleton_batch(self.validation_skeletons),
+            "keep_pose": torch.ones(len(x0)),
+        }
         errors = {}
         for t in ERROR_TIMESTEPS:
-            timestep = torch.full((len(x0),), t)
-            batch = {
-                "sample": self.scheduler.add_noise(x0, noise, timestep),
-                "timestep": timestep,
-                "encoder_hidden_states": text,
-                "skeleton": skeletons,
-                "keep_pose": torch.ones(len(x0)),
-            }
-            target = self.scheduler.get_velocity(x0, noise, timestep)
-            errors[f"mse_{t}"] = float((self.module(batch).float() - target).square().mean())
+            batch = conditions | noised(x0, noise, torch.full((len(x0),), t), self.scheduler)
+            errors[f"mse_{t}"] = float(diffusion_loss(self.module(batch), batch)["mse"])
         return errors
 
     def _sample(self, captions: list[str], pose_features: list[Tensor] | None) -> np.ndarray:
@@ -187,6 +184,11 @@ def noisy_batch(latents: np.ndarray, scheduler: DDIMScheduler, rng: np.random.Ge
     share = (np.arange(size) + rng.random(size)) / size
     timestep = torch.from_numpy((share**LATE * 1000).astype(np.int64))
     noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32))
+    return noised(x0, noise, timestep, scheduler)
+
+
+def noised(x0: Tensor, noise: Tensor, timestep: Tensor, scheduler: DDIMScheduler) -> dict[str, Tensor]:
+    """What `noisy_batch` says, of given noise [B, c, h, w] and timesteps [B]."""
     alphas = scheduler.alphas_cumprod[timestep]
     snr = alphas / (1 - alphas)
     return {
