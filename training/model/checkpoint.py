@@ -120,8 +120,8 @@ def build_checkpoint(config: AvatarConfig, tokenizer: CLIPTokenizer | None = Non
 def build_unet(config: AvatarConfig) -> UNet2DConditionModel:
     """SD1.5's UNet in small. The block without attention comes last: T2I-Adapter features fit nowhere else.
 
-    Beside cross-attention a pooled text is added to the time embedding, as in DeepFloyd IF: what a whole picture has in
-    common, light, place and style, need not be learned pixel by pixel.
+    Beside cross-attention a pooled text is added to the time embedding, as in DeepFloyd IF: for what a whole picture
+    has in common, light, place and style.
     """
     return UNet2DConditionModel(
         sample_size=config.image_size // 8,

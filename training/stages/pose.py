@@ -38,7 +38,7 @@ from bolid_training.views import Views, upright
 CROWD = 0.1  # share of batches with a second person pasted in: the runtime counts people by their peaks
 EMPTY = 0.06  # share of pictures of places without people: nobody must look like nobody
 WHOLE = 0.4  # share of views of the whole picture, which find the person; the others read the pose close up
-TURNED = 0.1  # share of turned views: people lie and bend more often than they are rendered so
+TURNED = 0.1  # share of turned views
 TURN = 0.4  # radians, standard deviation
 LIGHT = ((0.7, 1.3), (-0.2, 0.2))  # contrast and brightness
 PEAK_WEIGHT = 10.0
