@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import (
@@ -28,11 +28,14 @@ def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = Non
     unet = UNet2DConditionModel.from_pretrained(model["unet"])
     adapter = Adapter(unet, config)
     adapter.load(model["adapter"])
+    clip = clip_parts(CLIPModel.from_pretrained(model["clip"]))
     Checkpoint(
         config=config,
         unet=unet,
         vae=AutoencoderTiny.from_pretrained(model["vae"]),
-        **clip_parts(CLIPModel.from_pretrained(model["clip"])),
+        text_encoder=CLIPTextModel.from_pretrained(model["unet"] / "text_encoder"),
+        text_projection=clip["text_projection"],
+        image_encoder=clip["image_encoder"],
         tokenizer=CLIPTokenizer.from_pretrained(model["clip"]),
         feature_extractor=CLIPImageProcessor.from_pretrained(model["clip"]),
         pose_estimator=load_pose_estimator(model["pose"]),
@@ -45,7 +48,8 @@ def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = Non
 def unpack_checkpoint(folder: Path, runs: Path) -> None:
     """Writes `runs/{clip,vae,pose,unet,adapter}/model` from a checkpoint folder, so that stages can go on from it.
 
-    The adapter's pose guider becomes the base's, too. Raises FileNotFoundError for a folder that is not a checkpoint.
+    The adapter's pose guider becomes the base's, too, and the base's text encoder CLIP's. Raises FileNotFoundError for
+    a folder that is not a checkpoint.
     """
     checkpoint, model = load_checkpoint(folder), _models(runs)
     joined_clip(checkpoint).save_pretrained(model["clip"])
@@ -54,6 +58,7 @@ def unpack_checkpoint(folder: Path, runs: Path) -> None:
     checkpoint.vae.save_pretrained(model["vae"])
     checkpoint.pose_estimator.save(model["pose"])
     UNet2DConditionModel.from_pretrained(folder / "unet").save_pretrained(model["unet"])
+    checkpoint.text_encoder.save_pretrained(model["unet"] / "text_encoder")
     checkpoint.adapter.pose_guider.save_pretrained(model["unet"] / "pose_guider")
     checkpoint.adapter.save(model["adapter"])
 

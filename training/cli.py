@@ -179,7 +179,7 @@ def build_task(
     if name == "pose":
         from bolid_training.stages.pose import PoseTask
 
-        return PoseTask(config, people, validation, load_people(data, "empty"))
+        return PoseTask(config, people, validation, load_people(data, "empty"), runs)
     if name == "unet":
         from bolid_training.stages.unet import UnetTask
 

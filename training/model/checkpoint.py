@@ -208,7 +208,8 @@ def clip_parts(clip: CLIPModel) -> dict[str, nn.Module]:
 
 
 def joined_clip(checkpoint: Checkpoint) -> CLIPModel:
-    """The CLIP that `clip_parts` took apart; its temperature, which no checkpoint holds, is CLIP's initial one."""
+    """A CLIP of a checkpoint's parts: its temperature, which no checkpoint holds, is CLIP's initial one, and its text
+    encoder the one that was trained with the base."""
     clip = build_clip(checkpoint.config, checkpoint.tokenizer)
     clip.text_model.load_state_dict(checkpoint.text_encoder.state_dict())
     clip.text_projection.load_state_dict(checkpoint.text_projection.state_dict())

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from bolid_training.avatars.captions import names_clothes
 from bolid_training.avatars.parts import Part
@@ -95,10 +95,10 @@ class AdapterTask:
         self.config, self.people, self.validation, self.runs = config, people, validation, runs
         self.vae = AutoencoderTiny.from_pretrained(runs / "vae" / "model").eval().requires_grad_(False)
         clip = CLIPModel.from_pretrained(runs / "clip" / "model")
-        parts = clip_parts(clip)
         self.tokenizer = CLIPTokenizer.from_pretrained(runs / "clip" / "model")
-        self.text_encoder = parts["text_encoder"].eval().requires_grad_(False)
-        self.image_encoder = parts["image_encoder"].eval().requires_grad_(False)
+        text_encoder = CLIPTextModel.from_pretrained(runs / "unet" / "model" / "text_encoder")
+        self.text_encoder = text_encoder.eval().requires_grad_(False)
+        self.image_encoder = clip_parts(clip)["image_encoder"].eval().requires_grad_(False)
         self.extractor = CLIPImageProcessor.from_pretrained(runs / "clip" / "model")
         self.scheduler = build_scheduler(config)
         self.null = null_patches(self.image_encoder, config.vision_size)

@@ -3,6 +3,9 @@
 ViTPose is a top-down estimator: it finds the person in the whole picture first, and reads the pose in the person's box
 then. It is trained on both views.
 
+It also has to read what the autoencoder draws, where arms are a shade of the background: some of the pictures are
+reconstructions, from latents with noise as a denoiser leaves it.
+
 Twelve points a picture are a sparse signal: beside the heatmaps the backbone learns, through a layer that is not kept,
 to segment the body and to say of every limb where it is and of which side.
 """
@@ -11,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import AutoencoderTiny
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,7 +25,7 @@ from bolid_sdk.pose import draw_skeleton, estimate_pose
 from bolid_training.avatars.parts import Part
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.conditions import estimated_keypoints
-from bolid_training.data import People, pixels, resize
+from bolid_training.data import People, cached, pixels, resize
 from bolid_training.evaluate.metrics import keypoint_errors, pck
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.pose_estimator import (
@@ -33,10 +37,13 @@ from bolid_training.model.pose_estimator import (
     load_pose_estimator,
 )
 from bolid_training.precision import fastest_precision
+from bolid_training.stages.vae import to_bytes
 from bolid_training.views import Views, upright
 
 CROWD = 0.1  # share of batches with a second person pasted in: the runtime counts people by their peaks
 EMPTY = 0.06  # share of pictures of places without people: nobody must look like nobody
+RECONSTRUCTED = 0.4  # share of pictures as the autoencoder draws them
+LATENT_NOISE = 0.5  # at most, in standard deviations of a latent
 WHOLE = 0.4  # share of views of the whole picture, which find the person; the others read the pose close up
 TURNED = 0.1  # share of turned views
 TURN = 0.4  # radians, standard deviation
@@ -76,8 +83,12 @@ class TorchEngine:
 
 
 class PoseTask:
-    def __init__(self, config: AvatarConfig, people: People, validation: People, empty: People):
+    def __init__(self, config: AvatarConfig, people: People, validation: People, empty: People, runs: Path):
         self.size, self.people, self.validation, self.empty = config.pose_size, people, validation, empty
+        vae = AutoencoderTiny.from_pretrained(runs / "vae" / "model").eval().requires_grad_(False)
+        name = lambda split, images: runs / "cache" / f"reconstructed-{split}-{len(images)}.npy"  # noqa: E731
+        self.reconstructed = cached_reconstructions(vae, people.images, name("train", people.images))
+        self.reconstructed_empty = cached_reconstructions(vae, empty.images, name("empty", empty.images))
         self.boxes = np.stack([person_box(estimated_keypoints(k, i)) for i, k in enumerate(people.keypoints)])
         self.estimator = build_pose_estimator(config.pose_size, config.pose_width, config.pose_layers)
         self.module = SegmentingPose(self.estimator).to(memory_format=torch.channels_last)
@@ -87,13 +98,16 @@ class PoseTask:
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         indices = rng.integers(len(self.people), size=size)
-        images, masks = pixels(self.people.images[indices]), body_masks(self.people.parts[indices])
+        drawn = rng.random(size) < RECONSTRUCTED
+        images = pixels(pick(drawn, self.reconstructed, self.people.images, indices))
+        masks = body_masks(self.people.parts[indices])
         keypoints = torch.from_numpy(self.people.keypoints[indices])[:, None]
         crowd = rng.random() < CROWD
         if crowd:
             images, masks, keypoints = paste_second_person(images, masks, keypoints, rng)
         nobody = rng.random(size) < EMPTY
-        images[nobody] = pixels(self.empty.images[rng.integers(len(self.empty), size=nobody.sum())])
+        places = rng.integers(len(self.empty), size=nobody.sum())
+        images[nobody] = pixels(pick(drawn[nobody], self.reconstructed_empty, self.empty.images, places))
         masks[nobody], keypoints[nobody] = 0, 0
         views = draw_views(self.boxes[indices], crowd | (rng.random(size) < WHOLE), rng)
         side = self.size // HEATMAP_STRIDE
@@ -147,6 +161,28 @@ class PoseTask:
 
     def load(self, folder: Path) -> None:
         self.estimator.load_state_dict(load_pose_estimator(folder).state_dict())
+
+
+def cached_reconstructions(vae: AutoencoderTiny, images: np.ndarray, file: Path) -> np.ndarray:
+    """uint8 [N, H, W, 3]: pictures as the autoencoder draws them, from latents with noise."""
+    vae = vae.to(memory_format=torch.channels_last)
+
+    def reconstruct(piece: slice) -> np.ndarray:
+        rng = np.random.default_rng(piece.start or 0)
+        with torch.no_grad():
+            latents = vae.encode(pixels(images[piece])).latents
+            strength = torch.from_numpy(rng.uniform(0, LATENT_NOISE, (len(latents), 1, 1, 1)).astype(np.float32))
+            noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
+            return to_bytes(vae.decode(latents + strength * noise).sample)
+
+    return cached(file, reconstruct, len(images))
+
+
+def pick(first: np.ndarray, ones: np.ndarray, others: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """`ones[indices]` where `first` [B] says so, and `others[indices]` elsewhere."""
+    chosen = others[indices]
+    chosen[first] = ones[indices[first]]
+    return chosen
 
 
 def visible_heatmaps(keypoints: Tensor, side: int) -> Tensor:

@@ -2,6 +2,9 @@
 
 From captions alone two cores learn places and light first and figures last. So most samples also show the skeleton,
 through the T2I-Adapter that the next stage goes on with; without it the base still is an ordinary text-to-image model.
+
+The text encoder begins as CLIP's and is trained along, as in latent diffusion (arXiv:2112.10752, eq. 3): a small CLIP
+learns what a picture as a whole is about, and not which word of a caption colours which garment.
 """
 
 from pathlib import Path
@@ -10,7 +13,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, DDIMScheduler, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.conditions import body_weight, estimated_keypoints, masked_features, skeleton, skeleton_batch
@@ -34,10 +37,11 @@ BODY_WEIGHT = 6.0  # extra weight of a latent pixel that the person covers (a te
 
 
 class GuidedUNet(nn.Module):
-    """The base and its pose guider: latents, text and skeletons in, v out."""
+    """The base, its text encoder and its pose guider: latents, captions and skeletons in, v out."""
 
-    def __init__(self, config: AvatarConfig):
+    def __init__(self, config: AvatarConfig, text_encoder: CLIPTextModel):
         super().__init__()
+        self.text_encoder = text_encoder
         self.unet = build_unet(config)
         self.unet.set_attn_processor(PlainAttnProcessor())
         self.pose_guider = build_pose_guider(self.unet)
@@ -46,7 +50,7 @@ class GuidedUNet(nn.Module):
         return self.unet(
             batch["sample"],
             batch["timestep"],
-            batch["encoder_hidden_states"],
+            self.text_encoder(batch["input_ids"])[0],
             down_intrablock_additional_residuals=masked_features(
                 self.pose_guider(batch["skeleton"]), batch["keep_pose"]
             ),
@@ -59,7 +63,6 @@ class UnetTask:
         self.vae = AutoencoderTiny.from_pretrained(runs / "vae" / "model").eval().requires_grad_(False)
         self.tokenizer = CLIPTokenizer.from_pretrained(runs / "clip" / "model")
         clip = CLIPModel.from_pretrained(runs / "clip" / "model")
-        self.text_encoder = clip_parts(clip)["text_encoder"].eval().requires_grad_(False)
         self.scheduler = build_scheduler(config)
         cache, count = runs / "cache", len(people)
         self.latents = cached_latents(self.vae, people, cache / f"latents-train-{count}.npy")
@@ -68,13 +71,13 @@ class UnetTask:
         count = len(validation)
         self.validation_latents = cached_latents(self.vae, validation, cache / f"latents-validation-{count}.npy")
         self.validation_skeletons = np.array(cached_skeletons(validation, cache / f"skeletons-validation-{count}.npy"))
-        self.module = GuidedUNet(config).to(memory_format=torch.channels_last)
+        self.module = GuidedUNet(config, clip_parts(clip)["text_encoder"]).to(memory_format=torch.channels_last)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         indices = rng.integers(len(self.people), size=size)
         captions = ["" if rng.random() < DROP_TEXT else self._caption(i, rng) for i in indices]
         return noisy_batch(self.latents[indices], self.scheduler, rng) | {
-            "encoder_hidden_states": self.encode(captions),
+            "input_ids": tokenize(self.tokenizer, captions),
             "skeleton": skeleton_batch(self.skeletons[indices]),
             "keep_pose": torch.from_numpy(rng.random(size) >= DROP_POSE),
             "body": torch.from_numpy(self.body[indices]),
@@ -89,7 +92,7 @@ class UnetTask:
     def encode(self, captions: list[str]) -> Tensor:
         """encoder_hidden_states [B, 77, C]."""
         with autocast():
-            return self.text_encoder(tokenize(self.tokenizer, captions))[0].float()
+            return self.module.text_encoder(tokenize(self.tokenizer, captions))[0].float()
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return diffusion_loss(module(batch), batch, 1 + BODY_WEIGHT * batch["body"])
@@ -110,7 +113,7 @@ class UnetTask:
         x0 = torch.from_numpy(self.validation_latents.astype(np.float32))
         noise = seeded_noise(tuple(x0.shape))
         conditions = {
-            "encoder_hidden_states": self.encode(self.validation.longest_captions),
+            "input_ids": tokenize(self.tokenizer, self.validation.longest_captions),
             "skeleton": skeleton_batch(self.validation_skeletons),
             "keep_pose": torch.ones(len(x0)),
         }
@@ -134,10 +137,13 @@ class UnetTask:
 
     def save(self, folder: Path) -> None:
         self.module.unet.save_pretrained(folder)
+        self.module.text_encoder.save_pretrained(folder / "text_encoder")
         self.module.pose_guider.save_pretrained(folder / "pose_guider")
 
     def load(self, folder: Path) -> None:
         self.module.unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder).state_dict())
+        text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
+        self.module.text_encoder.load_state_dict(text_encoder.state_dict())
         guider = T2IAdapter.from_pretrained(folder / "pose_guider")
         self.module.pose_guider.load_state_dict(guider.state_dict())
 
