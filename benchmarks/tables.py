@@ -72,6 +72,7 @@ def interval(summary: dict) -> str:
 QUALITY = {
     "pose_pck10": "pose kept: PCK@0.1 (higher is better)",
     "pose_pck05": "pose kept: PCK@0.05",
+    "skeleton_pck10": "estimated skeleton followed: PCK@0.1",
     "clothes_colour_distance": "clothes' mean colour, RGB distance (lower is better)",
 }
 TABLES = {"quality": quality, "image": lambda: latency("image"), "graphs": lambda: latency("graphs")}

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from bolid_sdk import Generator, Identity
 from bolid_sdk.backends import open_backend
+from bolid_sdk.contracts import MIN_CONFIDENCE
 from bolid_sdk.errors import InputError
 from bolid_sdk.graphs import Graphs
 from bolid_sdk.pose import draw_skeleton, estimate_pose
@@ -24,13 +25,20 @@ BATCH = 8
 
 
 def evaluate(generator: Generator, people: People, trials: list[Trial], seed: int = 0) -> dict[str, Any]:
-    """Metrics of one picture for each trial, with ceilings (the reference itself) and floors (somebody else)."""
+    """Metrics of one picture for each trial, with ceilings (the reference itself) and floors (somebody else).
+
+    Pose is measured twice: against the reference's exact keypoints, and against the skeleton that was estimated there
+    and drawn for the guider. The first has the errors of two estimates in it, the second tells how it was followed.
+    """
     accepted = identify(generator, people, trials)
     kept = [trial for trial, _ in accepted]
     generated = generate(generator, accepted, seed)
     indices = [trial.index for trial in kept]
     truth, references = people.keypoints[indices], people.images[indices]
-    drawn_errors = keypoint_errors(estimate(generator, generated), truth)
+    shown = np.stack([identity.keypoints for _, identity in accepted])
+    shown[..., 2] = shown[..., 2] >= MIN_CONFIDENCE
+    found = estimate(generator, generated)
+    drawn_errors, followed_errors = keypoint_errors(found, truth), keypoint_errors(found, shown)
     real_errors = keypoint_errors(estimate(generator, references), truth)
     other_errors = keypoint_errors(np.roll(truth, 1, 0), truth)
     parts = people.parts[indices]
@@ -42,16 +50,19 @@ def evaluate(generator: Generator, people: People, trials: list[Trial], seed: in
         "metrics": {
             "pose_pck10": summary(pck(drawn_errors, 0.1)),
             "pose_pck05": summary(pck(drawn_errors, 0.05)),
+            "skeleton_pck10": summary(pck(followed_errors, 0.1)),
             "clothes_colour_distance": summary(colour_distance(drawn, real)),
         },
         "ceilings": {
             "pose_pck10": summary(pck(real_errors, 0.1)),
             "pose_pck05": summary(pck(real_errors, 0.05)),
+            "skeleton_pck10": {"value": 1.0},
             "clothes_colour_distance": {"value": 0.0},
         },
         "floors": {
             "pose_pck10": summary(pck(other_errors, 0.1)),
             "pose_pck05": summary(pck(other_errors, 0.05)),
+            "skeleton_pck10": summary(pck(keypoint_errors(np.roll(shown, 1, 0), shown), 0.1)),
             "clothes_colour_distance": summary(colour_distance(np.roll(real, 1, 0), real)),
         },
         "by_pose": {
