@@ -101,6 +101,7 @@ def build_manifest(
         tokenizer=TokenizerEntry(file=TOKENIZER, pad_id=checkpoint.tokenizer.pad_token_id),
         image_mean=tuple(extractor.image_mean),
         image_std=tuple(extractor.image_std),
+        pose_threshold=checkpoint.config.pose_threshold,
         latent={"scaling_factor": vae.scaling_factor, "shift_factor": vae.get("shift_factor") or 0.0},
         golden=GOLDEN,
         sources={"checkpoint": source.name, "files": source.hashes},

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class AvatarConfig:
-    """Everything that `build_checkpoint` needs. Pixels, latents and channels are counts; see docs/architecture.md."""
+    """Everything that `build_checkpoint` needs. Pixels, latents and channels are counts; see docs/architecture.md.
+
+    Of the trained pose estimator, `pose_threshold` is the mean confidence below which a picture shows nobody.
+    """
 
     image_size: int = 128
     latent_channels: int = 8
@@ -23,6 +26,7 @@ class AvatarConfig:
     pose_size: int = 96
     pose_width: int = 128
     pose_layers: int = 4
+    pose_threshold: float = 0.42
     identity_tokens: int = 16
     image_tokens: int = 16
     resampler_width: int = 192
