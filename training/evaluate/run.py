@@ -124,5 +124,5 @@ def setup(generator: Generator, seed: int) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("bolid-sdk", "numpy", "onnxruntime")},
         "normalisation": "PCK thresholds are fractions of the longer side of the box around the true keypoints",
-        "pose_network": "the bundle's own pose estimator (a second network judges in docs/results/comparison.json)",
+        "pose_network": "the bundle's own pose estimator, which has also estimated the skeleton",
     }
