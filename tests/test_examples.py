@@ -15,7 +15,6 @@ def test_there_are_examples():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("embedded_bundle")
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_the_example_makes_pictures(example, tmp_path):
     result = subprocess.run([sys.executable, example], cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -127,7 +127,6 @@ def test_a_missing_extra_is_one_line_that_says_how_to_get_it(installed, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("embedded_bundle")
 def test_the_installed_wheel_generates(installed, tmp_path):
     result = run(installed / "python", "-c", GENERATE, ROOT / "examples" / "ref.png", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -135,7 +134,6 @@ def test_the_installed_wheel_generates(installed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("embedded_bundle")
 def test_the_installed_command_generates(installed, tmp_path):
     picture = tmp_path / "out.png"
     result = run(
@@ -146,7 +144,6 @@ def test_the_installed_command_generates(installed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("embedded_bundle")
 def test_the_embedded_bundle_is_whole_in_the_wheel(installed, tmp_path):
     result = run(installed / "bolid-doctor", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

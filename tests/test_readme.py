@@ -77,7 +77,6 @@ def test_every_block_is_checked_somehow():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("embedded_bundle")
 def test_the_python_runs(checkout):
     """One script, because later blocks use the names of earlier ones."""
     script = "\n".join(block.text for block in BLOCKS if block.language == "python")
@@ -86,7 +85,6 @@ def test_the_python_runs(checkout):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("embedded_bundle")
 @pytest.mark.parametrize("block", blocks("bash", "run"))
 def test_the_commands_run(block, checkout):
     run("bash", "-euo", "pipefail", "-c", block.text, cwd=checkout)

@@ -79,14 +79,14 @@ def folders(model_folder, root):
 
 
 @pytest.fixture(scope="module")
-def bundles(request, fp16_bundle):
-    return lambda name: fp16_bundle if name == "tiny" else Bundle.open(request.getfixturevalue("embedded_bundle"))
+def bundles(root, fp16_bundle):
+    return {"tiny": fp16_bundle, "avatar": Bundle.open(root / "engines" / "avatar")}
 
 
 @pytest.fixture(scope="module", params=["tiny fp16", "tiny fp32", "avatar fp16", "avatar fp32"])
 def case(request, folders, bundles, tmp_path_factory):
     name, precision = request.param.split()
-    folder, bundle = folders[name], bundles(name)
+    folder, bundle = folders[name], bundles[name]
     checkpoint = load_checkpoint(folder)
     if precision == "fp16":
         backend = open_backend("onnxruntime", "cpu")
@@ -124,7 +124,7 @@ def noise_scene(checkpoint):
         parts=np.arange(5),
         image_prompt=normal(3, side, side),
         skeleton=random.random((3, sizes.native_height, sizes.native_width), np.float32),
-        identity_scale=3.0,
+        identity_scale=4.0,
         image_scale=2.0,
         seed=3,
     )
@@ -181,7 +181,7 @@ def test_diffusers_unet_with_t2i_adapter_makes_this_picture(case):
 
 
 def test_identity_image_prompt_and_pose_reach_the_picture(case):
-    """Otherwise the comparisons above would prove nothing about them: without a branch they fail, by 3 dB or more."""
+    """Otherwise the comparisons above would prove nothing about them: without a branch they fail, by 5 dB or more."""
     whole = case.draw()
     others = [case.without_pose(), case.draw(identity_scale=0.0), case.draw(image_scale=0.0)]
-    assert all(psnr(whole, other) < case.least - 3 for other in others)
+    assert all(psnr(whole, other) < case.least - 5 for other in others)
