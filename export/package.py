@@ -25,8 +25,7 @@ GOLDEN, TOKENIZER, REPORT = "golden.npz", "tokenizer.json", "report.md"
 # A protobuf ends at 2 GB; far below that, one file a graph is simpler to copy and to hash.
 EXTERNAL_DATA_BYTES = 1 << 30
 
-# What serves the avatar best on validation people: guidance of 3 costs it a tenth of the poses.
-STEPS, GUIDANCE = 20, 1.5
+STEPS = 20
 
 
 def noise_schedule(checkpoint: Checkpoint) -> NoiseSchedule:
@@ -49,7 +48,7 @@ def noise_schedule(checkpoint: Checkpoint) -> NoiseSchedule:
 def default_sampling(checkpoint: Checkpoint) -> ResolvedSampling:
     """DDIM as the checkpoint's scheduler spaces it: also what the loop is verified with."""
     spacing = checkpoint.scheduler.config.timestep_spacing
-    return ResolvedSampling(steps=STEPS, guidance=GUIDANCE, sampler="ddim", spacing=spacing)
+    return ResolvedSampling(steps=STEPS, guidance=checkpoint.config.guidance, sampler="ddim", spacing=spacing)
 
 
 def save_graph(model: onnx.ModelProto, folder: Path) -> Path:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class AvatarConfig:
     """Everything that `build_checkpoint` needs. Pixels, latents and channels are counts; see docs/architecture.md.
 
-    Of the trained pose estimator, `pose_threshold` is the mean confidence below which a picture shows nobody.
+    Set on validation people after training: `pose_threshold`, the pose estimator's mean confidence below which a
+    picture shows nobody, and `guidance`, with which a bundle samples when nothing is said.
     """
 
     image_size: int = 128
@@ -31,5 +32,6 @@ class AvatarConfig:
     image_tokens: int = 16
     resampler_width: int = 192
     parts: int = 5
+    guidance: float = 1.5
     beta_start: float = 0.00085
     beta_end: float = 0.012
