@@ -35,11 +35,11 @@ def evaluate(generator: Generator, people: People, trials: list[Trial], seed: in
     generated = generate(generator, accepted, seed)
     indices = [trial.index for trial in kept]
     truth, references = people.keypoints[indices], people.images[indices]
-    shown = np.stack([identity.keypoints for _, identity in accepted])
-    shown[..., 2] = shown[..., 2] >= MIN_CONFIDENCE
+    kept_poses = np.stack([identity.keypoints for _, identity in accepted])
+    shown = np.concatenate([kept_poses[..., :2], kept_poses[..., 2:] >= MIN_CONFIDENCE], -1)
     found = estimate(generator, generated)
     drawn_errors, followed_errors = keypoint_errors(found, truth), keypoint_errors(found, shown)
-    real_errors = keypoint_errors(estimate(generator, references), truth)
+    real_errors = keypoint_errors(kept_poses, truth)
     other_errors = keypoint_errors(np.roll(truth, 1, 0), truth)
     parts = people.parts[indices]
     real = np.stack([clothes_colours(i, p) for i, p in zip(references, parts, strict=True)])
