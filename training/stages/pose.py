@@ -36,7 +36,8 @@ from bolid_training.model.pose_estimator import (
     draw_heatmaps,
     load_pose_estimator,
 )
-from bolid_training.precision import fastest_precision
+from bolid_training.precision import autocast, fastest_precision
+from bolid_training.stages.unet import cached_latents
 from bolid_training.stages.vae import to_bytes
 from bolid_training.views import Views, upright
 
@@ -86,9 +87,8 @@ class PoseTask:
     def __init__(self, config: AvatarConfig, people: People, validation: People, empty: People, runs: Path):
         self.size, self.people, self.validation, self.empty = config.pose_size, people, validation, empty
         vae = AutoencoderTiny.from_pretrained(runs / "vae" / "model").eval().requires_grad_(False)
-        name = lambda split, images: runs / "cache" / f"reconstructed-{split}-{len(images)}.npy"  # noqa: E731
-        self.reconstructed = cached_reconstructions(vae, people.images, name("train", people.images))
-        self.reconstructed_empty = cached_reconstructions(vae, empty.images, name("empty", empty.images))
+        self.reconstructed = cached_reconstructions(vae, people, runs / "cache", "train")
+        self.reconstructed_empty = cached_reconstructions(vae, empty, runs / "cache", "empty")
         self.boxes = np.stack([person_box(estimated_keypoints(k, i)) for i, k in enumerate(people.keypoints)])
         self.estimator = build_pose_estimator(config.pose_size, config.pose_width, config.pose_layers)
         self.module = SegmentingPose(self.estimator).to(memory_format=torch.channels_last)
@@ -98,8 +98,8 @@ class PoseTask:
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         indices = rng.integers(len(self.people), size=size)
-        drawn = rng.random(size) < RECONSTRUCTED
-        images = pixels(pick(drawn, self.reconstructed, self.people.images, indices))
+        drawn = rng.random((size, 1, 1, 1)) < RECONSTRUCTED
+        images = pixels(np.where(drawn, self.reconstructed[indices], self.people.images[indices]))
         masks = body_masks(self.people.parts[indices])
         keypoints = torch.from_numpy(self.people.keypoints[indices])[:, None]
         crowd = rng.random() < CROWD
@@ -107,7 +107,8 @@ class PoseTask:
             images, masks, keypoints = paste_second_person(images, masks, keypoints, rng)
         nobody = rng.random(size) < EMPTY
         places = rng.integers(len(self.empty), size=nobody.sum())
-        images[nobody] = pixels(pick(drawn[nobody], self.reconstructed_empty, self.empty.images, places))
+        empty = np.where(drawn[nobody], self.reconstructed_empty[places], self.empty.images[places])
+        images[nobody] = pixels(empty)
         masks[nobody], keypoints[nobody] = 0, 0
         views = draw_views(self.boxes[indices], crowd | (rng.random(size) < WHOLE), rng)
         side = self.size // HEATMAP_STRIDE
@@ -163,26 +164,18 @@ class PoseTask:
         self.estimator.load_state_dict(load_pose_estimator(folder).state_dict())
 
 
-def cached_reconstructions(vae: AutoencoderTiny, images: np.ndarray, file: Path) -> np.ndarray:
-    """uint8 [N, H, W, 3]: pictures as the autoencoder draws them, from latents with noise."""
-    vae = vae.to(memory_format=torch.channels_last)
+def cached_reconstructions(vae: AutoencoderTiny, people: People, cache: Path, split: str) -> np.ndarray:
+    """uint8 [N, H, W, 3]: pictures as the autoencoder draws them, from the latents that the base learns, with noise."""
+    count = len(people)
+    latents = cached_latents(vae, people, cache / f"latents-{split}-{count}.npy")
 
     def reconstruct(piece: slice) -> np.ndarray:
-        rng = np.random.default_rng(piece.start or 0)
-        with torch.no_grad():
-            latents = vae.encode(pixels(images[piece])).latents
-            strength = torch.from_numpy(rng.uniform(0, LATENT_NOISE, (len(latents), 1, 1, 1)).astype(np.float32))
-            noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
-            return to_bytes(vae.decode(latents + strength * noise).sample)
+        rng, clean = np.random.default_rng(piece.start or 0), latents[piece].astype(np.float32)
+        noise = rng.uniform(0, LATENT_NOISE, (len(clean), 1, 1, 1)) * rng.standard_normal(clean.shape)
+        with torch.no_grad(), autocast():
+            return to_bytes(vae.decode(torch.from_numpy(clean + noise.astype(np.float32))).sample.float())
 
-    return cached(file, reconstruct, len(images))
-
-
-def pick(first: np.ndarray, ones: np.ndarray, others: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """`ones[indices]` where `first` [B] says so, and `others[indices]` elsewhere."""
-    chosen = others[indices]
-    chosen[first] = ones[indices[first]]
-    return chosen
+    return cached(cache / f"reconstructed-{split}-{count}.npy", reconstruct, count)
 
 
 def visible_heatmaps(keypoints: Tensor, side: int) -> Tensor:
