@@ -19,7 +19,8 @@ def frame_figure(points: np.ndarray, azimuth: float, *, indoor: bool, low: bool,
     """A camera in direction `azimuth` (0 stands at -y) that sees all of `points` float32 [N, 3].
 
     The body takes 80 to 95 % of the frame in its larger extent, as in a full-length portrait: at 128 pixels the arm of
-    a figure half as tall is one latent wide, and is lost to the autoencoder. `low`: lying bodies, seen from above.
+    a figure half as tall is about one latent wide, and often lost to the autoencoder. `low`: lying bodies, seen from
+    above.
     """
     elevation = np.radians(_elevation(indoor, low, rng))
     toward = np.array([np.sin(azimuth) * np.cos(elevation), -np.cos(azimuth) * np.cos(elevation), np.sin(elevation)])

@@ -3,8 +3,8 @@
 From captions alone two cores learn places and light first and figures last. So most samples also show the skeleton,
 through the T2I-Adapter that the next stage goes on with; without it the base still is an ordinary text-to-image model.
 
-The text encoder begins as CLIP's and is trained along, as in latent diffusion (arXiv:2112.10752, eq. 3): a small CLIP
-learns what a picture as a whole is about, and not which word of a caption colours which garment.
+The text encoder begins as CLIP's and is trained along, as in latent diffusion (arXiv:2112.10752, eq. 3): to tell
+pictures apart, CLIP need not know which word of a caption colours which garment.
 """
 
 from pathlib import Path
