@@ -74,8 +74,13 @@ class Conditioner:
         conditional = np.repeat(tokens[None], count, axis=0)
         return self._guided(conditional, self._no_image if branches == 2 else None, branches)
 
-    def pose(self, poses: Sequence[Pose | None], scale: float, width: int, height: int) -> dict[str, FloatArray]:
-        """`pose_features_i` [B, c_i, h / 2**i, w / 2**i], already scaled; zero without a pose. Drawn once a picture."""
+    def pose(
+        self, poses: Sequence[Pose | None], scale: float, width: int, height: int, branches: int
+    ) -> dict[str, FloatArray]:
+        """`pose_features_i` [G*B, c_i, h / 2**i, w / 2**i], already scaled; zero without a pose. Drawn once a picture.
+
+        The unconditional half has no pose either, so that guidance makes the pose clearer along with text and person.
+        """
         features = [
             np.zeros((len(poses), channels, *self._feature_size(width, height, level)), np.float32)
             for level, channels in enumerate(self._sizes.pose_channels)
@@ -83,7 +88,10 @@ class Conditioner:
         drawn = [(index, pose) for index, pose in enumerate(poses) if pose is not None]
         if drawn and features and scale != 0:
             self._guide(drawn, features, scale, width, height)
-        return {f"pose_features_{level}": values for level, values in enumerate(features)}
+        return {
+            f"pose_features_{level}": self._guided(values, np.zeros_like(values[0]), branches)
+            for level, values in enumerate(features)
+        }
 
     def _guide(
         self, drawn: list[tuple[int, Pose]], features: list[FloatArray], scale: float, width: int, height: int

@@ -140,10 +140,10 @@ def graph_specs(sizes: Sizes) -> dict[str, GraphSpec]:
     return {spec.name: spec for spec in specs}
 
 
-def pose_feature_specs(sizes: Sizes) -> tuple[TensorSpec, ...]:
+def pose_feature_specs(sizes: Sizes, batch: str = "batch") -> tuple[TensorSpec, ...]:
     """`pose_features_i` float32 [batch, c_i, latent_height / 2**i, latent_width / 2**i]."""
     return tuple(
-        _float(f"pose_features_{i}", "batch", channels, _level("latent_height", i), _level("latent_width", i))
+        _float(f"pose_features_{i}", batch, channels, _level("latent_height", i), _level("latent_width", i))
         for i, channels in enumerate(sizes.pose_channels)
     )
 
@@ -241,7 +241,7 @@ def _denoiser(sizes: Sizes) -> GraphSpec:
             *(image_tokens if sizes.image_tokens else ()),
             _float("identity_scale", layers),
             *(image_scale if sizes.image_tokens else ()),
-            *pose_feature_specs(sizes),
+            *pose_feature_specs(sizes, "guided_batch"),
         ),
         outputs=(_latent("next_sample", sizes), _latent("x0", sizes)),
     )

@@ -199,7 +199,7 @@ class Generator:
             tokenized = conditioner.tokenize(prompts)
             states = conditioner.text(prompts, tokenized, branches)
         with job.timings.stage("pose"):
-            features = conditioner.pose(job.poses[part], options.pose_scale, options.width, options.height)
+            features = conditioner.pose(job.poses[part], options.pose_scale, options.width, options.height, branches)
         with job.timings.stage("identity"):
             tokens = conditioner.identity([person.tokens for person in people], branches)
         with job.timings.stage("image_prompt"):

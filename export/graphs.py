@@ -109,17 +109,17 @@ class Denoiser(Graph):
         # sizes by `shape`: `len` would make them constants of the trace
         k = coefficients
         branches = branch_index(encoder_hidden_states.shape[0], sample.shape[0])
-        output = self.predict((k[0] * sample)[branches], branches, timestep, encoder_hidden_states, **conditioning)
+        output = self.predict((k[0] * sample)[branches], timestep, encoder_hidden_states, **conditioning)
         e = guide(output.float(), guidance, sample.shape[0])
         x0 = k[1] * sample + k[2] * e
         return k[3] * sample + k[4] * e + k[5] * previous_x0 + k[6] * noise, x0
 
     def predict(
-        self, sample: Tensor, branches: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **conditioning: Tensor
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **conditioning: Tensor
     ) -> Tensor:
         """The UNet's output [G*B, c, h, w] for samples that are already repeated for the guidance branches."""
         cast = {name: value.to(self.dtype) for name, value in conditioning.items()}
-        features = [cast.pop(name)[branches] for name in list(cast) if name.startswith("pose_features_")]
+        features = [cast.pop(name) for name in list(cast) if name.startswith("pose_features_")]
         return self.network(
             sample.to(self.dtype),
             timestep,

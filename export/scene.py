@@ -37,18 +37,19 @@ class Scene:
 
 
 def condition(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> dict[str, FloatArray]:
-    """The denoiser's conditioning for two branches, unconditional first (its tokens are those of a black picture)."""
+    """The denoiser's conditioning for two branches, unconditional first: the tokens of a black picture, and no pose."""
     blank = np.zeros_like(scene.image_prompt)
     patches = _run(engines, "image_encoder", pixels=np.stack([blank, scene.image_prompt, *scene.crops]))
     views = np.stack([np.broadcast_to(patches[0], patches[2:].shape), patches[2:]])
     layers = sizes.cross_attention_layers
+    features = engines["pose_guider"].run({"skeleton": scene.skeleton[None]})
     return {
         "encoder_hidden_states": _run(engines, "text_encoder", input_ids=scene.input_ids),
         "identity_tokens": _run(engines, "identity_encoder", patch_tokens=views, parts=np.stack([scene.parts] * 2)),
         "image_tokens": _run(engines, "image_projector", patch_tokens=patches[:2]),
         "identity_scale": np.full(layers, scene.identity_scale, np.float32),
         "image_scale": np.full(layers, scene.image_scale, np.float32),
-        **engines["pose_guider"].run({"skeleton": scene.skeleton[None]}),
+        **{name: np.concatenate([np.zeros_like(values), values]) for name, values in features.items()},
     }
 
 

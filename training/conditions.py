@@ -77,9 +77,23 @@ def skeleton_batch(skeletons: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(skeletons)).permute(0, 3, 1, 2).float() / 255
 
 
+def draw_dropped(rng: np.random.Generator, size: int, together: float, *alone: float) -> list[NDArray[np.bool_]]:
+    """Which of `size` samples lose each condition, [B] each: all of them `together`, or one `alone`, with these shares.
+
+    Guidance compares with the picture of nothing at all; that has to be common enough to be learned.
+    """
+    drawn = np.searchsorted(np.cumsum([together, *alone]), rng.random(size), side="right")
+    return [(drawn == 0) | (drawn == 1 + index) for index in range(len(alone))]
+
+
 def masked_features(features: list[Tensor], keep: Tensor) -> list[Tensor]:
     """Pose features with those of the samples that `keep` [B] leaves out set to zero."""
     return [feature * keep[:, None, None, None] for feature in features]
+
+
+def guided_features(features: list[Tensor]) -> list[Tensor]:
+    """Pose features [B, ...] -> [2B, ...] for guidance: the unconditional half, which comes first, has no pose."""
+    return [torch.cat([torch.zeros_like(feature), feature]) for feature in features]
 
 
 def body_weight(parts: NDArray[np.uint8], side: int) -> Tensor:

@@ -140,8 +140,8 @@ def denoiser(g):
     branches = g("Div", g("Shape", "encoder_hidden_states", start=0, end=1), batch)
     repeats = g("Concat", branches, g.integers(1, 1, 1), axis=0)
     k = [g("Gather", "coefficients", g.constant(index, np.int64)) for index in range(7)]
-    scaled = g("Add", g("Mul", k[0], "sample"), g("Conv", "pose_features_0", g.random(4, 6, 1, 1)))
-    inside = g("Tile", scaled, repeats)
+    inside = g("Tile", g("Mul", k[0], "sample"), repeats)
+    inside = g("Add", inside, g("Conv", "pose_features_0", g.random(4, 6, 1, 1)))
     context = g("Add", g("ReduceMean", "encoder_hidden_states", g.integers(1), keepdims=0), weighted(g, "identity"))
     bias = g("MatMul", g("Add", context, weighted(g, "image")), g.random(SIZES.context_width, 4))
     time = g("Mul", "timestep", g.constant(1e-3, np.float32))

@@ -21,6 +21,7 @@ from bolid_sdk.errors import (
 )
 from bolid_sdk.generator import Generator
 from bolid_sdk.identity import Identity
+from bolid_sdk.pose import pose_from_array
 from bolid_sdk.sampling import Sampling
 
 PROMPT = "sitting on a red sofa"
@@ -125,6 +126,15 @@ def test_each_input_matters(generator, person, picture, standing):
     np.testing.assert_array_equal(silent, plain)
     no_pose = pixels(generator(person, PROMPT, seed=1, pose=None))
     np.testing.assert_array_equal(pixels(generator(person, PROMPT, seed=1, pose_scale=0)), no_pose)
+
+
+def test_the_unconditional_branch_has_no_pose(generator, standing):
+    poses = [pose_from_array(standing), None]
+    (alone, guided) = (generator._conditioner.pose(poses, 1.0, 128, 128, branches) for branches in (1, 2))
+    for name, features in guided.items():
+        assert np.abs(alone[name][0]).max() > 0
+        assert np.abs(alone[name][1]).max() == 0
+        np.testing.assert_array_equal(features, np.concatenate([np.zeros_like(alone[name]), alone[name]]))
 
 
 def test_sizes_beside_the_native_one(generator, person):

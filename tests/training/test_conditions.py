@@ -7,7 +7,14 @@ import torch
 from bolid_sdk.contracts import LIMBS
 from bolid_training.avatars.captions import names_clothes
 from bolid_training.avatars.parts import Part
-from bolid_training.conditions import estimated_keypoints, masked_features, part_crops, place_only
+from bolid_training.conditions import (
+    draw_dropped,
+    estimated_keypoints,
+    guided_features,
+    masked_features,
+    part_crops,
+    place_only,
+)
 from bolid_training.data import People
 from bolid_training.model.checkpoint import build_scheduler
 from bolid_training.model.config import AvatarConfig
@@ -74,6 +81,18 @@ def test_part_crops_are_five_squares():
 def test_masked_features_are_zero_where_dropped():
     features = masked_features([torch.ones(3, 4, 2, 2)], torch.tensor([True, False, True]))
     assert features[0].sum((1, 2, 3)).tolist() == [16, 0, 16]
+
+
+def test_guided_features_have_no_pose_in_the_unconditional_half():
+    (feature,) = guided_features([torch.ones(2, 3, 4, 4)])
+    assert feature.shape == (4, 3, 4, 4)
+    assert (feature[:2].sum(), feature[2:].mean()) == (0, 1)
+
+
+def test_conditions_are_left_out_together_or_alone_in_the_shares_given():
+    text, pose = draw_dropped(np.random.default_rng(0), 100_000, 0.08, 0.04, 0.1)
+    shares = [(text & pose).mean(), (text & ~pose).mean(), (pose & ~text).mean()]
+    np.testing.assert_allclose(shares, [0.08, 0.04, 0.1], atol=0.005)
 
 
 def test_a_second_person_stands_beside_the_first_with_keypoints_of_its_own():

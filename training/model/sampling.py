@@ -26,12 +26,10 @@ def sample_latents(
 ) -> Tensor:
     """Latents [B, c, h, w] by classifier-free guidance, from standard normal `noise` of that shape.
 
-    `encoder_hidden_states` and the tokens in `attention` hold the unconditional half first, [2B, ...]; `pose_features`
-    are [B, ...] and go into both halves.
+    `encoder_hidden_states`, the tokens in `attention` and `pose_features` hold the unconditional half first, [2B, ...].
     """
     scheduler.set_timesteps(steps)
     sample = noise * scheduler.init_noise_sigma
-    both = [torch.cat([feature, feature]) for feature in pose_features] if pose_features is not None else None
     for timestep in scheduler.timesteps:
         model_input = scheduler.scale_model_input(torch.cat([sample, sample]), timestep)
         output = unet(
@@ -39,7 +37,8 @@ def sample_latents(
             timestep,
             encoder_hidden_states,
             cross_attention_kwargs=attention,
-            down_intrablock_additional_residuals=list(both) if both is not None else None,
+            # the UNet pops from the list it is given
+            down_intrablock_additional_residuals=list(pose_features) if pose_features is not None else None,
         ).sample
         unconditional, conditional = output.chunk(2)
         sample = scheduler.step(unconditional + guidance * (conditional - unconditional), timestep, sample).prev_sample

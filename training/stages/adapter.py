@@ -19,8 +19,10 @@ from bolid_training.avatars.captions import names_clothes
 from bolid_training.avatars.parts import Part
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.conditions import (
+    draw_dropped,
     encode_patches,
     estimated_keypoints,
+    guided_features,
     masked_features,
     null_patches,
     part_crops,
@@ -46,12 +48,10 @@ from bolid_training.stages.unet import (
 )
 from bolid_training.stages.vae import to_bytes
 
-DROP_TEXT = 0.1
-DROP_IDENTITY = 0.1
-DROP_BOTH = 0.05
-DROP_POSE = 0.1
+DROP_ALL, DROP_IDENTITY, DROP_TEXT, DROP_POSE = 0.08, 0.06, 0.06, 0.06
 NAME_CLOTHES = 0.3  # share of captions that may name clothes: what the text says, nobody looks up in the reference
 IMAGE_PROMPT = 0.3  # share of steps with an image prompt; without one the branch is off, as at inference
+DROP_IMAGE = 0.05
 TWO_REFERENCES = 0.2
 COLOUR_WEIGHT = 1.0
 COLOURED = ((Part.FACE,), (Part.HAIR, Part.HAT), (Part.UPPER,), (Part.LOWER,), (Part.SHOES,))
@@ -147,9 +147,7 @@ class AdapterTask:
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         arrays, people = self.train_arrays, self.people
         indices = rng.choice(people.with_photos, size)
-        drop = rng.random(size)
-        drop_identity = (drop < DROP_IDENTITY) | (drop > 1 - DROP_BOTH)
-        drop_text = ((drop >= DROP_IDENTITY) & (drop < DROP_IDENTITY + DROP_TEXT)) | (drop > 1 - DROP_BOTH)
+        drop_identity, drop_text, drop_pose = draw_dropped(rng, size, DROP_ALL, DROP_IDENTITY, DROP_TEXT, DROP_POSE)
         captions = [self._caption(i, rng) for i in indices]
         captions = ["" if dropped else caption for caption, dropped in zip(captions, drop_text, strict=True)]
         references = 2 if rng.random() < TWO_REFERENCES else 1
@@ -159,13 +157,13 @@ class AdapterTask:
             "patch_tokens": self._patches(arrays["patches"], chosen, drop_identity),
             "parts": torch.arange(self.config.parts).repeat(references).expand(size, -1),
             "skeleton": skeleton_batch(arrays["skeletons"][indices]),
-            "keep_pose": torch.from_numpy(rng.random(size) >= DROP_POSE),
+            "keep_pose": torch.from_numpy(~drop_pose),
             "body": torch.from_numpy(arrays["body"][indices]),
             "colours": torch.from_numpy(arrays["colours"][chosen[:, 0]] * ~drop_identity[:, None, None]),
         }
         if rng.random() < IMAGE_PROMPT:
             places = torch.from_numpy(arrays["places"][indices].astype(np.float32))
-            places[torch.from_numpy(drop > 1 - 2 * DROP_BOTH)] = self.null
+            places[torch.from_numpy((drop_identity & drop_text) | (rng.random(size) < DROP_IMAGE))] = self.null
             batch["image_patch_tokens"] = places
         return batch
 
@@ -213,7 +211,9 @@ class AdapterTask:
             guidance=3.0,
             encoder_hidden_states=self.encode_text([""] * count + captions),
             attention=self.module.attention(batch),
-            pose_features=self.module.adapter.pose_guider(skeleton_batch(arrays["skeletons"][indices])),
+            pose_features=guided_features(
+                self.module.adapter.pose_guider(skeleton_batch(arrays["skeletons"][indices]))
+            ),
         )
         out = to_bytes(self.vae.decode(latents).sample)
         rows = [people.images[references[:, 0]], arrays["skeletons"][indices], people.images[indices], out]
