@@ -23,7 +23,7 @@ PRECISIONS = ("fp32", "fp16")
 
 EXAMPLES = """\b
 Examples:
-  bolid-export --precision fp16                          the avatar model, into engines/avatar
+  bolid-export --precision fp16                          the avatar model, into engines/avatar-fp16
   bolid-export --model my-model --dry-run                what would be written, and where
   bolid-export --model my-model --adapter anna.safetensors -o engines/anna
 """
@@ -85,9 +85,9 @@ def _run(
 
 
 def default_output(model: Path | None, precision: str) -> Path:
-    """`engines/avatar` (fp16: the embedded bundle), else `engines/NAME-PRECISION`; in the repository if any."""
+    """`engines/avatar` (fp32, for CPUs: the embedded bundle) or `engines/NAME-PRECISION`, in the repository if any."""
     name = model.resolve().name if model else "avatar"
-    embedded = model is None and precision == "fp16"
+    embedded = model is None and precision == "fp32"
     repository = Path(__file__).resolve().parents[1]
     base = repository if (repository / "pyproject.toml").is_file() else Path()
     return base / "engines" / (name if embedded else f"{name}-{precision}")

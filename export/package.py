@@ -25,7 +25,7 @@ GOLDEN, TOKENIZER, REPORT = "golden.npz", "tokenizer.json", "report.md"
 # A protobuf ends at 2 GB; far below that, one file a graph is simpler to copy and to hash.
 EXTERNAL_DATA_BYTES = 1 << 30
 
-STEPS = 20
+STEPS = 12
 
 
 def noise_schedule(checkpoint: Checkpoint) -> NoiseSchedule:

@@ -99,6 +99,6 @@ def test_our_own_failures_are_one_line_and_exit_1(model_folder, output, monkeypa
 
 
 def test_default_folders(tmp_path):
-    assert default_output(None, "fp16").parts[-2:] == ("engines", "avatar")
-    assert default_output(None, "fp32").name == "avatar-fp32"
+    assert default_output(None, "fp32").parts[-2:] == ("engines", "avatar")
+    assert default_output(None, "fp16").name == "avatar-fp16"
     assert default_output(tmp_path / "anna", "fp16").name == "anna-fp16"

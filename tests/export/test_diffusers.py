@@ -12,6 +12,7 @@ from bolid_export.calibrate import PROMPTS
 from bolid_export.graphs import bind_graphs
 from bolid_export.metrics import psnr
 from bolid_export.package import default_sampling, noise_schedule
+from bolid_export.precision import lower
 from bolid_export.scene import Scene, noise_source, picture
 from bolid_export.sources import model_sizes
 from bolid_export.to_onnx import to_onnx
@@ -80,32 +81,32 @@ def folders(model_folder, root):
 
 @pytest.fixture(scope="module")
 def bundles(root, fp16_bundle):
-    return {"tiny": fp16_bundle, "avatar": Bundle.open(root / "engines" / "avatar")}
+    return {"tiny fp16": fp16_bundle, "avatar fp32": Bundle.open(root / "engines" / "avatar")}
 
 
 @pytest.fixture(scope="module", params=["tiny fp16", "tiny fp32", "avatar fp16", "avatar fp32"])
 def case(request, folders, bundles, tmp_path_factory):
     name, precision = request.param.split()
-    folder, bundle = folders[name], bundles[name]
+    folder = folders[name]
     checkpoint = load_checkpoint(folder)
-    if precision == "fp16":
+    if bundle := bundles.get(request.param):
         backend = open_backend("onnxruntime", "cpu")
         entries = bundle.manifest.graphs.items()
         engines = {graph: backend.load(bundle.file(entry.file), entry.spec) for graph, entry in entries}
     else:
-        engines = float32_engines(checkpoint, tmp_path_factory.mktemp("float32"))
+        engines = engines_of(checkpoint, precision, tmp_path_factory.mktemp(precision))
     scene = noise_scene(checkpoint)
     pipe = plain_pipeline(folder)
     pipe.set_ip_adapter_scale([scene.identity_scale, scene.image_scale])
     return Case(folder=folder, checkpoint=checkpoint, engines=engines, pipe=pipe, scene=scene, least=LEAST[precision])
 
 
-def float32_engines(checkpoint, folder):
+def engines_of(checkpoint, precision, folder):
     """Only the denoiser is exported, which is what matters and what takes time."""
     sizes = model_sizes(checkpoint)
     graphs = bind_graphs(checkpoint, sizes)
     file = folder / "denoiser.onnx"
-    model = to_onnx(graphs["denoiser"], size_step=sizes.size_step, vae_factor=sizes.vae_factor)
+    model = to_onnx(lower(graphs["denoiser"], precision), size_step=sizes.size_step, vae_factor=sizes.vae_factor)
     file.write_bytes(model.SerializeToString())
     denoiser = load_engines({"denoiser": file}, {"denoiser": graphs["denoiser"].spec})
     return {name: TorchEngine(graph) for name, graph in graphs.items()} | denoiser

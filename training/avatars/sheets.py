@@ -13,7 +13,10 @@ LABEL_HEIGHT = 12
 def contact_sheet(
     images: Sequence[np.ndarray], columns: int, labels: Sequence[str] | None = None, gap: int = 2
 ) -> Image.Image:
-    """Pictures (uint8 [H, W, 3], all of one size) row by row, each with an optional line of text under it."""
+    """Pictures (uint8 [H, W, 3], all of one size) row by row, each with an optional line of text under it.
+
+    A label may run on under pictures of the same row whose labels are empty.
+    """
     if not len(images):
         raise ValueError("a contact sheet needs at least one picture")
     if labels is not None and len(labels) != len(images):
@@ -27,8 +30,15 @@ def contact_sheet(
         left, top = index % columns * cell_width, index // columns * cell_height
         sheet.paste(Image.fromarray(image), (left, top))
         if labels is not None:
-            draw.text((left, top + height), _fit(draw, labels[index], width), fill="black")
+            space = width + _empty_after(labels, index, columns) * cell_width
+            draw.text((left, top + height), _fit(draw, labels[index], space), fill="black")
     return sheet
+
+
+def _empty_after(labels: Sequence[str], index: int, columns: int) -> int:
+    """How many labels after `index` are empty until the next text or the end of the row."""
+    rest = labels[index + 1 : (index // columns + 1) * columns]
+    return next((count for count, label in enumerate(rest) if label), len(rest))
 
 
 def _fit(draw: ImageDraw.ImageDraw, text: str, width: int) -> str:

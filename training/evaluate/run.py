@@ -1,8 +1,11 @@
 """Generates every trial through the SDK and measures it."""
 
 import platform
+import subprocess
+from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,7 +120,10 @@ def setup(generator: Generator, seed: int) -> dict[str, Any]:
     """What a reader needs to repeat the run."""
     return {
         "date": date.today().isoformat(),
+        "commit": commit(),
         "bundle": generator.bundle.digest,
+        "precision": generator.bundle.manifest.precision,
+        "sampling": asdict(generator.bundle.manifest.sampling),
         "backend": generator.backend,
         "seed": seed,
         "machine": platform.processor() or platform.machine(),
@@ -126,3 +132,10 @@ def setup(generator: Generator, seed: int) -> dict[str, Any]:
         "normalisation": "PCK thresholds are fractions of the longer side of the box around the true keypoints",
         "pose_network": "the bundle's own pose estimator, which has also estimated the skeleton",
     }
+
+
+def commit() -> str | None:
+    """That of this file's repository; None for an installed package."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None

@@ -32,6 +32,6 @@ class AvatarConfig:
     image_tokens: int = 16
     resampler_width: int = 192
     parts: int = 5
-    guidance: float = 1.5
+    guidance: float = 3.0
     beta_start: float = 0.00085
     beta_end: float = 0.012
