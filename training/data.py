@@ -18,8 +18,6 @@ from tqdm import tqdm
 
 from bolid_training.avatars.reader import Samples, load_split
 
-FLIP = [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]  # left and right keypoints change places in a mirrored picture
-
 
 class People(Samples):
     """One split of `bolid-train data`. Samples of one identity are pictures of one person in the same clothes."""

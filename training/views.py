@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bolid_training.data import FLIP
+from bolid_training.model.pose_estimator import FLIP
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from transformers import CLIPTokenizer, VitPoseBackboneConfig, VitPoseConfig, Vi
 from bolid_training.model.checkpoint import build_checkpoint, load_checkpoint, train_tokenizer
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.pose_estimator import (
+    FLIP,
     PoseEstimator,
     build_pose_estimator,
     decode_heatmaps,
@@ -138,5 +139,7 @@ def test_a_pose_estimator_survives_saving(tmp_path, stem):
     with torch.no_grad():
         keypoints, heatmaps = again(pixels)
         assert (heatmaps - estimator(pixels)[1]).abs().max() < 1e-5
+        mirrored = again(pixels.flip(-1))[0][:, FLIP]
     assert keypoints.shape == (1, 12, 3)
     assert heatmaps.shape == (1, 12, height // 4, width // 4)
+    torch.testing.assert_close(mirrored * torch.tensor([-1, 1, 1]) + torch.tensor([1, 0, 0]), keypoints)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bolid_training.data import FLIP
+from bolid_training.model.pose_estimator import FLIP
 from bolid_training.views import Views, upright
 
 PLACES = st.floats(0.3, 0.7)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation
 
 KEYPOINTS = 12
+FLIP = [1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10]  # left and right keypoints change places in a mirrored picture
 HEATMAP_STRIDE = 4
 PATCH = 8  # pixels of a token's side
 STEM_CHANNELS, STEM_STRIDE, STEM_FILE = 64, 4, "stem.safetensors"
@@ -68,7 +69,10 @@ class PoseEstimator(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (side, side))
 
     def heatmaps(self, pixels: Tensor) -> Tensor:
-        return self.vitpose(self._see(pixels)).heatmaps
+        """The mean over the picture and its mirror image (ViTPose's flip test), so that neither side is favoured."""
+        both = self.vitpose(self._see(torch.cat([pixels, pixels.flip(-1)]))).heatmaps
+        straight, mirrored = both.chunk(2)
+        return (straight + mirrored.flip(-1)[:, FLIP]) / 2
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         heatmaps = self.heatmaps(pixels)
