@@ -44,6 +44,15 @@ def test_denoiser_equals_pytorch_at_every_size(graphs, sizes, export, batch, bra
     assert worst_difference(graphs, engine, inputs) < 1e-4
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_pose_estimator_equals_pytorch_in_every_batch(graphs, sizes, export, batch):
+    _, engine = export("pose_estimator")
+    shape = (batch, 3, sizes.pose_height, sizes.pose_width)
+    inputs = {"pixels": np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)}
+    expected = TorchEngine(graphs["pose_estimator"]).run(inputs)["heatmaps"]
+    np.testing.assert_allclose(engine.run(inputs)["heatmaps"], expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["identity_scale", "image_scale"])
 def test_scales_are_inputs_layer_by_layer(graphs, sizes, export, name):
     _, engine = export("denoiser")

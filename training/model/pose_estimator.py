@@ -71,7 +71,8 @@ class PoseEstimator(nn.Module):
     def heatmaps(self, pixels: Tensor) -> Tensor:
         """The mean over the picture and its mirror image (ViTPose's flip test), so that neither side is favoured."""
         both = self.vitpose(self._see(torch.cat([pixels, pixels.flip(-1)]))).heatmaps
-        straight, mirrored = both.chunk(2)
+        # slices, for `chunk` would fix the batch in a trace
+        straight, mirrored = both[: pixels.shape[0]], both[pixels.shape[0] :]
         return (straight + mirrored.flip(-1)[:, FLIP]) / 2
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
