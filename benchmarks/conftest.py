@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 
 from bolid_sdk.backends import BACKENDS
 from bolid_sdk.bundle import Bundle
+from bolid_training.evaluate.provenance import commit, cpu_name
 
 ROOT = Path(__file__).parents[1]
 EMBEDDED = ROOT / "engines" / "avatar"
@@ -84,14 +84,3 @@ def environment(bundle: Bundle, load: float) -> dict:
         "bundle": bundle.digest,
         "seed": SEED,
     }
-
-
-def cpu_name() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def commit() -> str:
-    command = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,11 +1,9 @@
 """Generates every trial through the SDK and measures it."""
 
 import platform
-import subprocess
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.data import People
 from bolid_training.evaluate.metrics import clothes_colours, colour_distance, keypoint_errors, pck, summary
 from bolid_training.evaluate.protocol import Trial
+from bolid_training.evaluate.provenance import commit, cpu_name
 
 BATCH = 8
 
@@ -126,16 +125,9 @@ def setup(generator: Generator, seed: int) -> dict[str, Any]:
         "sampling": asdict(generator.bundle.manifest.sampling),
         "backend": generator.backend,
         "seed": seed,
-        "machine": platform.processor() or platform.machine(),
+        "machine": cpu_name(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("bolid-sdk", "numpy", "onnxruntime")},
         "normalisation": "PCK thresholds are fractions of the longer side of the box around the true keypoints",
         "pose_network": "the bundle's own pose estimator, which has also estimated the skeleton",
     }
-
-
-def commit() -> str | None:
-    """That of this file's repository; None for an installed package."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
