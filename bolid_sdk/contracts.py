@@ -141,7 +141,7 @@ def graph_specs(sizes: Sizes) -> dict[str, GraphSpec]:
 
 
 def pose_feature_specs(sizes: Sizes, batch: str = "batch") -> tuple[TensorSpec, ...]:
-    """`pose_features_i` float32 [batch, c_i, latent_height / 2**i, latent_width / 2**i]."""
+    """`pose_features_i` float32 [batch, c_i, latent_height / 2**i, latent_width / 2**i], the first axis by name."""
     return tuple(
         _float(f"pose_features_{i}", batch, channels, _level("latent_height", i), _level("latent_width", i))
         for i, channels in enumerate(sizes.pose_channels)

@@ -110,7 +110,8 @@ class UnetTask:
         count = min(16, len(self.validation))
         captions = [captions[0] for captions in self.validation.captions[:count]]
         drawn = self.validation_skeletons[:count]
-        out = [self._sample(captions, features) for features in (self.module.pose_guider(skeleton_batch(drawn)), None)]
+        features = guided_features(self.module.pose_guider(skeleton_batch(drawn)))
+        out = [self._sample(captions, pose_features) for pose_features in (features, None)]
         cells = np.stack([drawn, *out], 1).reshape(-1, *drawn.shape[1:])
         labels = [label for caption in captions for label in ("", caption, "text alone")]
         contact_sheet(cells, columns=12, labels=labels).save(sheet)
@@ -139,7 +140,7 @@ class UnetTask:
             steps=20,
             guidance=3.0,
             encoder_hidden_states=self.encode([""] * len(captions) + captions),
-            pose_features=None if pose_features is None else guided_features(pose_features),
+            pose_features=pose_features,
         )
         return to_bytes(self.vae.decode(latents).sample)
 
