@@ -14,7 +14,7 @@ from pathlib import Path
 from bolid_training.avatars.captions import vocabulary
 from bolid_training.avatars.shards import SPLITS, Settings, Shard, plan, split_identities, write_shard
 
-GENERATOR_VERSION = 4
+GENERATOR_VERSION = 5
 CARD = "dataset.json"
 _counter = None  # a multiprocessing.Value in worker processes
 
