@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs/avatar")
 DATA = Path("runs/people")
+RECOLOURED = 2  # how many times the adapter's people come back in other colours
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -160,7 +161,7 @@ def build_task(
     import torch
     import transformers
 
-    from bolid_training.data import load_people
+    from bolid_training.data import load_people, with_recoloured
     from bolid_training.model.config import AvatarConfig
 
     diffusers.logging.set_verbosity_error()
@@ -186,4 +187,4 @@ def build_task(
         return UnetTask(config, people, validation, runs)
     from bolid_training.stages.adapter import AdapterTask
 
-    return AdapterTask(config, people, validation, runs)
+    return AdapterTask(config, with_recoloured(people, RECOLOURED), validation, runs)

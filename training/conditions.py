@@ -20,6 +20,7 @@ from bolid_training.precision import autocast
 
 # What a pose estimator would say of keypoints that are out of the picture, occluded, visible.
 CONFIDENCE = np.array([0.0, 0.6, 1.0], np.float32)
+BODY = ((Part.FACE, Part.HAIR, Part.HAT), (Part.UPPER,), (Part.LOWER,), (Part.SHOES,), (Part.ARMS,), (Part.LEGS,))
 KEYPOINT_NOISE = 0.006  # of the picture's side: about the pose estimator's error
 
 
@@ -100,3 +101,8 @@ def body_weight(parts: NDArray[np.uint8], side: int) -> Tensor:
     """The person's coverage [B, 1, side, side] of each latent pixel, in [0, 1]."""
     person = (parts != Part.BACKGROUND) & (parts != Part.PROP)
     return F.adaptive_avg_pool2d(torch.from_numpy(person.astype(np.float32))[:, None], side)
+
+
+def body_masks(parts: np.ndarray) -> Tensor:
+    """Labels [B, H, W] -> a mask [B, 6, H, W] for each of `BODY`."""
+    return torch.from_numpy(np.stack([np.isin(parts, group) for group in BODY], 1).astype(np.float32))

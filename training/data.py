@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from bolid_training.avatars.reader import Samples, load_split
+from bolid_training.avatars.reader import Samples, concatenate, load_split
+from bolid_training.avatars.recolour import recoloured
 
 
 class People(Samples):
@@ -58,6 +59,11 @@ class People(Samples):
 def load_people(folder: Path, split: str, limit: int | None = None) -> People:
     """The finished part of a split. Raises FileNotFoundError when there is none."""
     return People(**vars(load_split(folder, split, limit)))
+
+
+def with_recoloured(people: People, variants: int) -> People:
+    """The same people, and `variants` times as many who differ in the colours they wear."""
+    return People(**vars(concatenate([people, *(recoloured(people, variant + 1) for variant in range(variants))])))
 
 
 def pixels(images: NDArray[np.uint8]) -> Tensor:

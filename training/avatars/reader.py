@@ -70,7 +70,7 @@ def load_split(root: Path, split: str, limit: int | None = None, *, cache: bool 
         count += len(loaded[-1])
         if limit is not None and count >= limit:
             break
-    return _concatenate(loaded, limit)
+    return concatenate(loaded, limit)
 
 
 def decode_shard(path: Path) -> Samples:
@@ -125,7 +125,8 @@ def _store(samples: Samples, stored: Path) -> None:
     temporary.replace(stored)
 
 
-def _concatenate(shards: list[Samples], limit: int | None) -> Samples:
+def concatenate(shards: list[Samples], limit: int | None = None) -> Samples:
+    """All samples of several, the first `limit` of them."""
     return Samples(
         images=np.concatenate([shard.images for shard in shards])[:limit],
         parts=np.concatenate([shard.parts for shard in shards])[:limit],

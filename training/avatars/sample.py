@@ -26,7 +26,9 @@ from bolid_training.avatars.scenes import (
 from bolid_training.avatars.styles import sample_style, stylise
 
 OFTEN = {"standing": 0.15, "walking": 0.12, "sitting": 0.14, "lying": 0.13}  # lying is common, and the hardest to draw
-POSE_WEIGHTS = {kind: OFTEN.get(kind, (1 - sum(OFTEN.values())) / (len(POSE_CLASSES) - len(OFTEN))) for kind in POSE_CLASSES}
+POSE_WEIGHTS = {
+    kind: OFTEN.get(kind, (1 - sum(OFTEN.values())) / (len(POSE_CLASSES) - len(OFTEN))) for kind in POSE_CLASSES
+}
 KEYPOINT_DEPTH = 0.16
 """Metres of its own body that may lie before a joint which still counts as visible."""
 

@@ -22,9 +22,8 @@ from torch.nn import functional as F
 from bolid_sdk.contracts import LIMBS
 from bolid_sdk.parts import person_box
 from bolid_sdk.pose import draw_skeleton, estimate_pose
-from bolid_training.avatars.parts import Part
 from bolid_training.avatars.sheets import contact_sheet
-from bolid_training.conditions import estimated_keypoints
+from bolid_training.conditions import BODY, body_masks, estimated_keypoints
 from bolid_training.data import People, cached, pixels, resize
 from bolid_training.evaluate.metrics import keypoint_errors, pck
 from bolid_training.model.config import AvatarConfig
@@ -54,7 +53,6 @@ HEATMAP_WEIGHT = 20.0
 SEGMENTATION_WEIGHT = 10.0
 LIMB_WEIGHT = 20.0
 LIMB_SIGMA = 0.8  # of a limb's profile, in heatmap pixels
-BODY = ((Part.FACE, Part.HAIR, Part.HAT), (Part.UPPER,), (Part.LOWER,), (Part.SHOES,), (Part.ARMS,), (Part.LEGS,))
 
 
 class SegmentingPose(nn.Module):
@@ -196,11 +194,6 @@ def draw_limbs(keypoints: Tensor, side: int) -> Tensor:
     distance = (offset - share.clamp(0, 1)[..., None] * along).norm(dim=-1) * side
     maps = torch.exp(-distance.square() / (2 * LIMB_SIGMA**2)) * seen[..., None, None]
     return maps.amax(1)
-
-
-def body_masks(parts: np.ndarray) -> Tensor:
-    """Labels [B, H, W] -> a mask [B, 6, H, W] for each of `BODY`."""
-    return torch.from_numpy(np.stack([np.isin(parts, group) for group in BODY], 1).astype(np.float32))
 
 
 def position_divergence(heatmaps: Tensor, target: Tensor) -> Tensor:
