@@ -16,7 +16,7 @@ from bolid_sdk.identity import part_boxes
 from bolid_sdk.images import crop_resize, normalise
 from bolid_sdk.pose import draw_skeleton
 from bolid_training.avatars.parts import Part
-from bolid_training.precision import autocast
+from bolid_training.precision import autocast, fastest_layout
 
 # What a pose estimator would say of keypoints that are out of the picture, occluded, visible.
 CONFIDENCE = np.array([0.0, 0.6, 1.0], np.float32)
@@ -75,7 +75,8 @@ def null_patches(encoder: CLIPVisionModelWithProjection, size: int) -> Tensor:
 
 def skeleton_batch(skeletons: NDArray[np.uint8]) -> Tensor:
     """uint8 [B, H, W, 3] -> float32 [B, 3, H, W] in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(skeletons)).permute(0, 3, 1, 2).float() / 255
+    maps = torch.from_numpy(np.ascontiguousarray(skeletons)).permute(0, 3, 1, 2).float() / 255
+    return maps.contiguous(memory_format=fastest_layout())
 
 
 def draw_dropped(rng: np.random.Generator, size: int, together: float, *alone: float) -> list[NDArray[np.bool_]]:

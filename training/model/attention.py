@@ -13,16 +13,24 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# Up to so many keys, on CPUs in bfloat16, two matrix products and a softmax are faster than fused attention in float32:
+# forward and backward of 64 x 2 heads and 256 queries on 77 keys take 22 against 38 ms, on 256 keys 126 against 64.
+FEW_KEYS = 128
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     """Multi-head attention of [B, Q, heads * d] over [B, T, heads * d] keys and values.
 
-    Runs in float32 inside bfloat16 autocast: on CPUs the backward of bfloat16 attention is several times slower.
+    Inside bfloat16 autocast on a CPU the fused attention runs in float32: its backward is several times slower else.
     """
     dtype = query.dtype
     query, key, value = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
+    in_bfloat16 = dtype == torch.bfloat16 and query.device.type == "cpu"
+    if in_bfloat16 and key.shape[2] <= FEW_KEYS:
+        weights = torch.softmax((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2), dim=-1)
+        return (weights.to(dtype) @ value).transpose(1, 2).flatten(2)
     with torch.autocast(query.device.type, enabled=False):
-        if dtype == torch.bfloat16 and query.device.type == "cpu":
+        if in_bfloat16:
             query, key, value = query.float(), key.float(), value.float()
         out = F.scaled_dot_product_attention(query, key, value)
     return out.transpose(1, 2).flatten(2).to(dtype)

@@ -36,7 +36,7 @@ from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import build_scheduler, clip_parts
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.sampling import sample_latents, seeded_noise
-from bolid_training.precision import autocast
+from bolid_training.precision import autocast, fastest_layout
 from bolid_training.stages.clip import tokenize
 from bolid_training.stages.unet import (
     BODY_WEIGHT,
@@ -65,7 +65,7 @@ class ConditionedUNet(nn.Module):
         self.adapter = Adapter(unet.requires_grad_(False), config)
         self.colours = nn.Linear(config.identity_tokens * unet.config.cross_attention_dim, 3 * len(COLOURED))
         # in a tuple, so that the frozen UNet is neither saved with every checkpoint nor sent between processes
-        self.frozen = (unet.to(memory_format=torch.channels_last),)
+        self.frozen = (unet.to(memory_format=fastest_layout()),)
 
     def attention(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tokens and scales that body-ID attention takes."""
@@ -105,7 +105,7 @@ class AdapterTask:
         self.train_arrays = self._arrays(people, "train")
         self.validation_arrays = self._arrays(validation, "validation")
         unet = UNet2DConditionModel.from_pretrained(runs / "unet" / "model")
-        self.module = ConditionedUNet(unet, config).to(memory_format=torch.channels_last)
+        self.module = ConditionedUNet(unet, config).to(memory_format=fastest_layout())
         guider = T2IAdapter.from_pretrained(runs / "unet" / "model" / "pose_guider")
         self.module.adapter.pose_guider.load_state_dict(guider.state_dict())
 

@@ -35,7 +35,7 @@ from bolid_training.model.pose_estimator import (
     draw_heatmaps,
     load_pose_estimator,
 )
-from bolid_training.precision import autocast, fastest_precision
+from bolid_training.precision import autocast, fastest_layout, fastest_precision
 from bolid_training.stages.unet import cached_latents
 from bolid_training.stages.vae import to_bytes
 from bolid_training.views import Views, upright
@@ -89,7 +89,7 @@ class PoseTask:
         self.reconstructed_empty = cached_reconstructions(vae, empty, runs / "cache", "empty")
         self.boxes = np.stack([person_box(estimated_keypoints(k, i)) for i, k in enumerate(people.keypoints)])
         self.estimator = build_pose_estimator(config.pose_size, config.pose_width, config.pose_layers)
-        self.module = SegmentingPose(self.estimator).to(memory_format=torch.channels_last)
+        self.module = SegmentingPose(self.estimator).to(memory_format=fastest_layout())
         if fastest_precision() == "bf16":
             # on CPUs the backward of bfloat16 scaled_dot_product_attention is slower than that of its parts
             self.estimator.vitpose.backbone.set_attn_implementation("eager")
@@ -113,7 +113,7 @@ class PoseTask:
         points = views.locate(keypoints)
         cut = views.cut(images, self.size, "zeros" if rng.random() < 0.5 else "border")
         return {
-            "pixels": change_light(cut, rng),
+            "pixels": change_light(cut, rng).contiguous(memory_format=fastest_layout()),
             "heatmaps": visible_heatmaps(points, side),
             "limbs": draw_limbs(points, side),
             "coverage": F.avg_pool2d(views.cut(masks, 2 * side), 2),
