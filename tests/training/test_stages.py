@@ -22,7 +22,7 @@ TINY = AvatarConfig(
 )
 
 # a checkpoint holds the base's text encoder, not CLIP's, the adapter's pose guider, not the base's, and no temperature
-REPLACED = {"clip": ("text_model", "logit_scale"), "unet": ("pose_guider",)}
+REPLACED = {"clip": ("clip.text_model", "clip.logit_scale"), "unet": ("pose_guider",)}
 
 
 @pytest.fixture(scope="module")
