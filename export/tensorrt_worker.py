@@ -1,7 +1,7 @@
 """Builds one TensorRT-RTX engine, in a process of its own: `python -m bolid_export.tensorrt_worker REQUEST RESULT`.
 
 A builder that crashes takes its process along. REQUEST and RESULT are JSON files; on a refusal RESULT says why under
-"error". The library's log goes to stdout.
+"error", empty when only the log tells. The library logs to stdout and stderr.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tensorrt_rtx as trt
 
 
 class RefusalError(Exception):
-    """The library said no, and why."""
+    """The library said no; the reason is empty when it is in its log alone."""
 
 
 def build(request: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     _parse(trt.OnnxParser(network, logger), request["onnx"])
     plan = builder.build_serialized_network(network, _config(builder, request))
     if plan is None:
-        raise RefusalError("the builder gave no engine")
+        raise RefusalError
     Path(request["engine"]).write_bytes(plan)
     return {"seconds": round(time.perf_counter() - start, 2), "peak_bytes": _peak_bytes()}
 
@@ -37,7 +37,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
 def _parse(parser: Any, onnx: str) -> None:
     if not parser.parse_from_file(onnx):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        raise RefusalError("; ".join(_describe(error) for error in errors) or "the parser gave no reason")
+        raise RefusalError("; ".join(_describe(error) for error in errors))
 
 
 def _describe(error: Any) -> str:

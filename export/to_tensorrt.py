@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from bolid_sdk.errors import BolidError
 WORKER = (sys.executable, "-P", "-m", "bolid_export.tensorrt_worker")
 
 LOG_LINES, LOG_CHARACTERS = 3, 400
+LOG_PREFIX = re.compile(r"^\[[^]]*\] \[TRT\] ")
 
 
 class EngineBuildError(BolidError):
@@ -88,7 +90,7 @@ def _answer(graph: str, code: int, result: Path, log: Path) -> dict[str, Any]:
         )
     answer: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     if "error" in answer:
-        reason = " ".join(answer["error"].split()) + f"; its log ends: {_tail(log)}"
+        reason = " ".join(answer["error"].split()) or _tail(log)
         raise EngineBuildError(f"TensorRT-RTX refuses {graph}, so nothing was written: {reason}")
     return answer
 
@@ -101,5 +103,5 @@ def _ending(code: int) -> str:
 
 
 def _tail(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return " | ".join(lines[-LOG_LINES:])[-LOG_CHARACTERS:] or "(empty)"
+    lines = [LOG_PREFIX.sub("", line).strip() for line in log.read_text("utf-8", errors="replace").splitlines()]
+    return " | ".join([line for line in lines if line][-LOG_LINES:])[-LOG_CHARACTERS:] or "(empty)"

@@ -142,7 +142,7 @@ def test_engines_are_stages_of_their_own(sizes):
 
 def test_a_damaged_graph_is_one_clear_error(tmp_path):
     file = tmp_path / "tiny.onnx"
-    file.write_bytes(b"damaged" * 100)
+    file.write_bytes(b"garbage" * 100)
     with pytest.raises(EngineBuildError, match=r"refuses tiny, so nothing was written: .*parse the ONNX model"):
         build_engine(file, tmp_path / "tiny.engine", KEY)
     assert list(tmp_path.iterdir()) == [file]
@@ -151,6 +151,12 @@ def test_a_damaged_graph_is_one_clear_error(tmp_path):
 def test_a_refused_operator_is_named_with_its_node(tmp_path):
     with pytest.raises(EngineBuildError, match=r"node layer/one \(Unknown\)"):
         build_engine(tiny_graph(tmp_path, "Unknown"), tmp_path / "tiny.engine", KEY)
+
+
+def test_what_the_builder_says_only_in_its_log_is_quoted(tmp_path):
+    wrong = replace(KEY, shapes={"x": ((1, 4), (1, 4), (4, 4))})
+    with pytest.raises(EngineBuildError, match=r"refuses tiny.*: \[E\] .*profile has min=4"):
+        build_engine(tiny_graph(tmp_path), tmp_path / "tiny.engine", wrong)
 
 
 def test_an_engine_is_for_all_the_architectures_that_are_named(tmp_path):
