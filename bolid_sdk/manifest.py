@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
+from bolid_sdk.built_engine import BuiltEngine
 from bolid_sdk.contracts import GraphSpec, Sizes, TensorSpec, graph_specs
 from bolid_sdk.errors import BolidError, BundleError
 from bolid_sdk.sampling import ResolvedSampling
@@ -25,22 +26,29 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphEntry:
-    """`file` is the ONNX graph, `data` its external tensors, all relative to the bundle; `spec` its signature."""
+    """`file` is the ONNX graph, `data` its external tensors, all relative to the bundle; `spec` its signature.
+
+    `engines` are built from it ahead of time, by the backend they are for.
+    """
 
     file: str
     data: tuple[str, ...] = ()
     spec: GraphSpec
+    engines: Mapping[str, BuiltEngine] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[str, ...]:
         return (self.file, *self.data)
 
     def to_dict(self) -> dict[str, Any]:
+        engines = {backend: engine.to_dict() for backend, engine in self.engines.items()}
         return {
             "file": self.file,
             "data": list(self.data),
             "inputs": [tensor.to_dict() for tensor in self.spec.inputs],
             "outputs": [tensor.to_dict() for tensor in self.spec.outputs],
+            # manifests without engines stay as they were before there were any
+            **({"engines": engines} if engines else {}),
         }
 
 
@@ -165,15 +173,25 @@ class Manifest:
         for file in self._references():
             if file not in self.files:
                 raise BundleError(f"{file} is used but not listed under files; export the bundle again")
+        for entry in self.graphs.values():
+            self._check_engines(entry)
+
+    def _check_engines(self, graph: GraphEntry) -> None:
+        """Whether engines were built from the graph that lies beside them."""
+        sha256 = tuple(self.files[file].sha256 for file in graph.files)
+        for engine in graph.engines.values():
+            engine.key.require(replace(engine.key, graph_sha256=sha256, precision=self.precision), engine.file)
 
     def _references(self) -> list[str]:
         graphs = [file for graph in self.graphs.values() for file in graph.files]
-        return [*graphs, self.tokenizer.file, *([self.golden] if self.golden else [])]
+        engines = [engine.file for graph in self.graphs.values() for engine in graph.engines.values()]
+        return [*graphs, *engines, self.tokenizer.file, *([self.golden] if self.golden else [])]
 
 
 def _graph(name: str, values: dict[str, Any]) -> GraphEntry:
     spec = GraphSpec(name=name, inputs=_tensors(values["inputs"]), outputs=_tensors(values["outputs"]))
-    return GraphEntry(file=values["file"], data=tuple(values.get("data", ())), spec=spec)
+    engines = {backend: BuiltEngine.from_dict(engine) for backend, engine in values.get("engines", {}).items()}
+    return GraphEntry(file=values["file"], data=tuple(values.get("data", ())), spec=spec, engines=engines)
 
 
 def _tensors(values: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:

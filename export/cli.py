@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 from tqdm import tqdm
 
+from bolid_sdk.contracts import Sizes
 from bolid_sdk.errors import BolidError, InputError, OutputError
 
 if TYPE_CHECKING:
+    from bolid_export.engine_target import EngineRequest
     from bolid_export.sources import Source
 
-BACKENDS = ("onnx",)
+BACKENDS = ("onnx", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16")
 
 EXAMPLES = """\b
@@ -26,6 +28,7 @@ Examples:
   bolid-export --precision fp16                          the avatar model, into engines/avatar-fp16
   bolid-export --model my-model --dry-run                what would be written, and where
   bolid-export --model my-model --adapter anna.safetensors -o engines/anna
+  bolid-export --backend tensorrt-rtx --compute-capability 8.9,12.0     engines for RTX 40 and 50, built without a GPU
 """
 
 
@@ -39,7 +42,17 @@ Examples:
     help="In place of the model's own of that kind.",
 )
 @click.option("--precision", default="fp16", show_default=True, help="fp16 for GPUs; fp32 is faster on CPUs.")
-@click.option("--backend", default="onnx", show_default=True, help="Format of the engines; ONNX runs everywhere.")
+@click.option(
+    "--backend",
+    default="onnx",
+    show_default=True,
+    help="onnx runs everywhere; tensorrt-rtx adds engines for NVIDIA GPUs, built here and now.",
+)
+@click.option(
+    "--compute-capability", help="GPUs that tensorrt-rtx builds for, such as 8.9,12.0 (RTX 40 and 50; 8.6 is RTX 30)."
+)
+@click.option("--batch", help="Pictures in a call that engines are built for, MIN:OPT:MAX. [default: 1:1:4]")
+@click.option("--size", help="Sides in pixels that engines are built for, MIN:OPT:MAX. [default: the native size]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle's folder. [default: engines/NAME]")
 @click.option("--licence", help="Licence of the weights, for the manifest. [default: the avatar's Apache-2.0]")
 @click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is verified.")
@@ -50,6 +63,9 @@ def main(**given: Any) -> None:
 
     Every graph is compared with PyTorch, and a whole picture with diffusers at equal noise. When one of them differs
     too much, nothing is written. The comparison is in the bundle's report.md.
+
+    An engine of tensorrt-rtx is built from a compared graph. It runs with the same version of the library, on the GPUs
+    and within the sizes that it was built for; the ONNX graph stays beside it.
     """
     with _failures_in_one_line():
         _run(**given)
@@ -60,6 +76,9 @@ def _run(
     adapters: tuple[Path, ...],
     precision: str,
     backend: str,
+    compute_capability: str | None,
+    batch: str | None,
+    size: str | None,
     output: Path | None,
     licence: str | None,
     force: bool,
@@ -68,29 +87,50 @@ def _run(
 ) -> None:
     _check_choice("precision", precision, PRECISIONS)
     _check_choice("backend", backend, BACKENDS)
-    folder = output or default_output(model, precision)
+    request = _engine_request(backend, compute_capability, batch, size)
+    folder = output or default_output(model, precision, backend)
     if folder.exists() and not force:
         raise OutputError(f"{folder} exists already; choose another folder with -o, or replace it with --force")
     source = _open(model, adapters)
+    engines = request.resolve(_sizes(source)) if request else None
     if dry_run:
         from bolid_export.plan import plan, plan_text
 
-        planned = plan(source, precision, folder)
+        planned = plan(source, precision, folder, engines)
         click.echo(json.dumps(planned, indent=1) if as_json else plan_text(planned))
         return
     from bolid_export.pipeline import Target
 
     licence = licence or ("Apache-2.0" if model is None and not adapters else "unknown")
-    _export(source, Target(folder=folder, precision=precision, licence=licence, overwrite=force), as_json)
+    target = Target(folder=folder, precision=precision, licence=licence, overwrite=force, engines=engines)
+    _export(source, target, as_json)
 
 
-def default_output(model: Path | None, precision: str) -> Path:
-    """`engines/avatar` (fp32, for CPUs: the embedded bundle) or `engines/NAME-PRECISION`, in the repository if any."""
+def default_output(model: Path | None, precision: str, backend: str = "onnx") -> Path:
+    """`engines/avatar` (fp32 ONNX, for CPUs: the embedded bundle) or `engines/NAME-PRECISION[-BACKEND]`.
+
+    In the repository if there is one, else in the working folder.
+    """
     name = model.resolve().name if model else "avatar"
-    embedded = model is None and precision == "fp32"
+    embedded = model is None and precision == "fp32" and backend == "onnx"
+    suffix = "" if embedded else f"-{precision}" if backend == "onnx" else f"-{precision}-{backend}"
     repository = Path(__file__).resolve().parents[1]
     base = repository if (repository / "pyproject.toml").is_file() else Path()
-    return base / "engines" / (name if embedded else f"{name}-{precision}")
+    return base / "engines" / f"{name}{suffix}"
+
+
+def _engine_request(
+    backend: str, compute_capability: str | None, batch: str | None, size: str | None
+) -> EngineRequest | None:
+    """None: ONNX is all that is wanted."""
+    if backend != "onnx":
+        from bolid_export.engine_target import EngineRequest
+
+        return EngineRequest.parse(compute_capability, batch, size)
+    for option, value in (("--compute-capability", compute_capability), ("--batch", batch), ("--size", size)):
+        if value is not None:
+            raise InputError(f"{option} {value} is for engines, ONNX graphs fit all; add --backend tensorrt-rtx")
+    return None
 
 
 def _open(model: Path | None, adapters: tuple[Path, ...]) -> Source:
@@ -105,15 +145,19 @@ def _open(model: Path | None, adapters: tuple[Path, ...]) -> Source:
     return open_source(folder, adapters)
 
 
+def _sizes(source: Source) -> Sizes:
+    from bolid_export.sources import model_sizes
+
+    return model_sizes(source.checkpoint)
+
+
 def _export(source: Source, target: Any, as_json: bool) -> None:
     from bolid_export.package import REPORT
     from bolid_export.pipeline import export_bundle, stage_count
-    from bolid_export.sources import model_sizes
 
     # on a pipe or in a log file a bar is noise; tqdm's None asks whether stderr is a terminal
-    with tqdm(
-        total=stage_count(model_sizes(source.checkpoint)), disable=True if as_json else None, unit="stage"
-    ) as bar:
+    stages = stage_count(_sizes(source), target.engines)
+    with tqdm(total=stages, disable=True if as_json else None, unit="stage") as bar:
 
         def progress(stage: str) -> None:
             bar.set_description(stage)

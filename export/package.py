@@ -13,6 +13,7 @@ import onnx
 
 from bolid_export.sources import Source
 from bolid_export.torch_engine import Record
+from bolid_sdk.built_engine import BuiltEngine
 from bolid_sdk.contracts import GraphSpec, Sizes
 from bolid_sdk.manifest import GraphEntry, Manifest, TokenizerEntry
 from bolid_sdk.sampling import ResolvedSampling
@@ -85,8 +86,9 @@ def build_manifest(
     precision: str,
     licence: str,
     verification: Mapping[str, Any],
+    engines: Mapping[str, Mapping[str, BuiltEngine]],
 ) -> Manifest:
-    """Everything but the hashes, which `bolid_sdk.bundle.write_bundle` adds."""
+    """Everything but the hashes, which `bolid_sdk.bundle.write_bundle` adds. `engines`: by graph, then by backend."""
     checkpoint = source.checkpoint
     extractor, vae = checkpoint.feature_extractor, checkpoint.vae.config
     return Manifest(
@@ -97,7 +99,7 @@ def build_manifest(
         sizes=sizes,
         noise_schedule=noise_schedule(checkpoint),
         sampling=default_sampling(checkpoint),
-        graphs={name: _graph_entry(spec, files) for name, spec in specs.items()},
+        graphs={name: _graph_entry(spec, files, engines.get(name, {})) for name, spec in specs.items()},
         tokenizer=TokenizerEntry(file=TOKENIZER, pad_id=checkpoint.tokenizer.pad_token_id),
         image_mean=tuple(extractor.image_mean),
         image_std=tuple(extractor.image_std),
@@ -112,7 +114,7 @@ def build_manifest(
 
 def bundle_files(folder: Path) -> dict[str, Path]:
     """Every file of a staging folder by its name in the bundle."""
-    return {file.name: file for file in sorted(folder.iterdir())}
+    return {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 def tool_versions() -> dict[str, str]:
@@ -127,6 +129,6 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _graph_entry(spec: GraphSpec, files: Mapping[str, Path]) -> GraphEntry:
+def _graph_entry(spec: GraphSpec, files: Mapping[str, Path], engines: Mapping[str, BuiltEngine]) -> GraphEntry:
     data = tuple(name for name in files if name == f"{spec.name}.onnx.data")
-    return GraphEntry(file=f"{spec.name}.onnx", data=data, spec=spec)
+    return GraphEntry(file=f"{spec.name}.onnx", data=data, spec=spec, engines=engines)

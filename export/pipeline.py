@@ -1,4 +1,4 @@
-"""The stages of an export, in order: open, calibrate, trace, verify, package."""
+"""The stages of an export, in order: open, calibrate, trace, verify, build engines, package."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from bolid_export.calibrate import Calibration, calibrate, spread
 from bolid_export.compact import store_compactly
+from bolid_export.engine_target import BACKEND, EngineTarget
 from bolid_export.graphs import Graph, bind_graphs
 from bolid_export.package import (
     GOLDEN,
@@ -26,11 +27,13 @@ from bolid_export.package import (
     save_tokenizer,
 )
 from bolid_export.precision import Island, Precision, find_islands, lower
-from bolid_export.report import report
+from bolid_export.report import engine_report, report
 from bolid_export.sources import Source, model_sizes
 from bolid_export.to_onnx import to_onnx
+from bolid_export.to_tensorrt import build_engines
 from bolid_export.torch_engine import Record, TorchEngine
 from bolid_export.verify import LIMITS, OutputCheck, check_graph, check_loop, load_engines, require_passed, verification
+from bolid_sdk.built_engine import BuiltEngine
 from bolid_sdk.bundle import Bundle, write_bundle
 from bolid_sdk.contracts import Sizes, graph_specs
 
@@ -39,24 +42,25 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What to make and where."""
+    """What to make and where; `engines` are built ahead of time beside the ONNX graphs."""
 
     folder: Path
     precision: Precision
     licence: str
     overwrite: bool = False
+    engines: EngineTarget | None = None
 
 
-def stage_count(sizes: Sizes) -> int:
+def stage_count(sizes: Sizes, engines: EngineTarget | None = None) -> int:
     """How often `export_bundle` calls its `progress`."""
-    return 2 * len(graph_specs(sizes)) + 3
+    return (3 if engines else 2) * len(graph_specs(sizes)) + 3
 
 
 def export_bundle(source: Source, target: Target, progress: Progress = lambda stage: None) -> Bundle:
     """Writes a verified bundle; `progress` is told each stage's name before it starts.
 
-    Raises VerificationError when a gate fails, OutputError when the folder exists or cannot be written. Either way
-    nothing is left behind.
+    Raises VerificationError when a gate fails, EngineBuildError when an engine cannot be built, OutputError when the
+    folder exists or cannot be written. Either way nothing is left behind.
     """
     sizes = model_sizes(source.checkpoint)
     graphs = bind_graphs(source.checkpoint, sizes)
@@ -69,10 +73,10 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
             for island in _trace(graph, calibration.records[graph.spec.name], target.precision, sizes, folder, progress)
         ]
         checked = _verify(source, graphs, calibration, target.precision, folder, progress)
+        engines = _build(graphs, sizes, target, folder, progress)
         progress("packaging")
-        return _package(
-            source, graphs, calibration, target, folder, {**checked, "islands": [asdict(i) for i in islands]}
-        )
+        checked["islands"] = [asdict(island) for island in islands]
+        return _package(source, graphs, calibration, target, folder, checked, engines)
 
 
 def _calibrate(source: Source, graphs: Mapping[str, Graph], sizes: Sizes, progress: Progress) -> Calibration:
@@ -127,6 +131,16 @@ def _verify(
     return verification(checks, loop, limits)
 
 
+def _build(
+    graphs: Mapping[str, Graph], sizes: Sizes, target: Target, folder: Path, progress: Progress
+) -> dict[str, BuiltEngine]:
+    """Engines of graphs that are verified already: no GPU is here to run an engine itself."""
+    if target.engines is None:
+        return {}
+    specs = {name: graph.spec for name, graph in graphs.items()}
+    return build_engines(specs, sizes, target.engines, target.precision, folder, progress)
+
+
 def _package(
     source: Source,
     graphs: Mapping[str, Graph],
@@ -134,15 +148,25 @@ def _package(
     target: Target,
     folder: Path,
     checked: Mapping[str, Any],
+    engines: Mapping[str, BuiltEngine],
 ) -> Bundle:
     specs = {name: graph.spec for name, graph in graphs.items()}
     weights = {name: sum(file.stat().st_size for file in folder.glob(f"{name}.onnx*")) for name in specs}
     save_golden(calibration.records, folder / GOLDEN)
     save_tokenizer(source.checkpoint, folder / TOKENIZER)
-    (folder / REPORT).write_text(report(source.name, target.precision, checked, weights), encoding="utf-8")
+    text = report(source.name, target.precision, checked, weights)
+    if target.engines:
+        text += engine_report(target.engines, engines, folder)
+    (folder / REPORT).write_text(text, encoding="utf-8")
     files = bundle_files(folder)
-    sizes = model_sizes(source.checkpoint)
     manifest = build_manifest(
-        source, sizes, specs, files, precision=target.precision, licence=target.licence, verification=checked
+        source,
+        model_sizes(source.checkpoint),
+        specs,
+        files,
+        precision=target.precision,
+        licence=target.licence,
+        verification=checked,
+        engines={name: {BACKEND: engine} for name, engine in engines.items()},
     )
     return write_bundle(target.folder, manifest, files, overwrite=target.overwrite)

@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bolid_export.engine_target import EngineTarget
 from bolid_export.graphs import Graph, bind_graphs
 from bolid_export.package import default_sampling
 from bolid_export.precision import POLICY
+from bolid_export.shapes import graph_profile
 from bolid_export.sources import Source, model_sizes
+from bolid_export.to_tensorrt import engine_file
+from bolid_sdk.contracts import Sizes
 
 # In either precision, as long as the checkpoint's weights are float16.
 BYTES = 2
 
 
-def plan(source: Source, precision: str, folder: Path) -> dict[str, Any]:
-    """Target, sizes, sampling defaults, and each graph's parameters and approximate bytes."""
+def plan(source: Source, precision: str, folder: Path, engines: EngineTarget | None = None) -> dict[str, Any]:
+    """Target, sizes, sampling defaults, each graph's parameters and approximate bytes, and engines to be built."""
     sizes = model_sizes(source.checkpoint)
     graphs = bind_graphs(source.checkpoint, sizes)
     return {
@@ -26,6 +30,7 @@ def plan(source: Source, precision: str, folder: Path) -> dict[str, Any]:
         "sampling": vars(default_sampling(source.checkpoint)),
         "float32_islands": [name for name in POLICY if name in graphs] if precision == "fp16" else [],
         "graphs": {name: _graph(graph) for name, graph in graphs.items()},
+        "engines": _engines(engines, graphs, sizes) if engines else None,
     }
 
 
@@ -36,10 +41,30 @@ def plan_text(planned: dict[str, Any]) -> str:
         for name, graph in planned["graphs"].items()
     ]
     total = sum(graph["bytes"] for graph in planned["graphs"].values()) / 1e6
+    engines = " and engines" if planned["engines"] else ""
     title = (
-        f"{planned['model']} in {planned['precision']} would be written to {planned['bundle']}, about {total:.0f} MB:"
+        f"{planned['model']} in {planned['precision']} would be written to {planned['bundle']}, about "
+        f"{total:.0f} MB{engines}:"
     )
-    return "\n".join([title, *rows])
+    return "\n".join([title, *rows, *(_engine_lines(planned["engines"]) if planned["engines"] else [])])
+
+
+def _engines(target: EngineTarget, graphs: dict[str, Graph], sizes: Sizes) -> dict[str, Any]:
+    return {
+        "runtime": target.runtime,
+        "compute_capabilities": target.compute_capabilities,
+        "shapes": str(target.shapes),
+        "graphs": {
+            name: {"file": engine_file(name), "shapes": graph_profile(graph.spec, target.shapes, sizes)}
+            for name, graph in graphs.items()
+        },
+    }
+
+
+def _engine_lines(engines: dict[str, Any]) -> list[str]:
+    capabilities = ", ".join(engines["compute_capabilities"])
+    title = f"engines of {engines['runtime']} for compute capability {capabilities}, for {engines['shapes']}:"
+    return [title, *(f"  {graph['file']}" for graph in engines["graphs"].values())]
 
 
 def _graph(graph: Graph) -> dict[str, int]:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from bolid_export.engine_target import EngineTarget
+from bolid_sdk.built_engine import BuiltEngine
 
 
 def report(name: str, precision: str, verification: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
@@ -22,6 +26,30 @@ def report(name: str, precision: str, verification: Mapping[str, Any], sizes: Ma
             *_islands(verification.get("islands", [])),
         ]
     )
+
+
+def engine_report(target: EngineTarget, engines: Mapping[str, BuiltEngine], folder: Path) -> str:
+    """Markdown: engine sizes, and what building each of them took."""
+    rows = [_engine_row(name, engine, folder) for name, engine in engines.items()]
+    capabilities = ", ".join(target.compute_capabilities)
+    return "\n".join(
+        [
+            "",
+            f"## {target.runtime}",
+            "",
+            f"Engines for compute capability {capabilities}, for {target.shapes}",
+            "(smallest:optimal:largest), built from the verified ONNX graphs. Engines themselves have not been run.",
+            "",
+            *_table(("graph", "MB", "seconds", "peak MB"), rows),
+            "",
+        ]
+    )
+
+
+def _engine_row(graph: str, engine: BuiltEngine, folder: Path) -> tuple[str, ...]:
+    peak = engine.build["peak_bytes"]
+    megabytes = f"{(folder / engine.file).stat().st_size / 1e6:.1f}"
+    return graph, megabytes, f"{engine.build['seconds']:.1f}", f"{peak / 1e6:.0f}" if peak else "unknown"
 
 
 def _loop(loop: Mapping[str, Any], limits: Mapping[str, float]) -> str:

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bolid_sdk.built_engine import BuiltEngine, EngineKey
 from bolid_sdk.bundle import Bundle, open_bundle, write_bundle
 from bolid_sdk.errors import BundleError, OutputError
 from bolid_sdk.manifest import Manifest
@@ -144,3 +146,77 @@ def test_without_an_embedded_bundle_one_has_to_be_given(monkeypatch):
     monkeypatch.setattr("bolid_sdk.bundle.default_bundle_path", lambda: None)
     with pytest.raises(BundleError, match="pass the folder"):
         open_bundle()
+
+
+def engine_key(bundle, graph="denoiser"):
+    sha256 = tuple(bundle.manifest.files[file].sha256 for file in bundle.manifest.graphs[graph].files)
+    return EngineKey(
+        graph_sha256=sha256,
+        shapes={"sample": ((1, 4, 8, 8), (1, 4, 8, 8), (4, 4, 8, 8))},
+        precision=bundle.manifest.precision,
+        runtime="tensorrt-rtx 1.7.1",
+        compute_capabilities=("8.9",),
+    )
+
+
+@pytest.fixture
+def with_engine(tiny_bundle, tiny_files, tmp_path):
+    (tmp_path / "plan").write_bytes(b"plan")
+    engine = BuiltEngine(file="tensorrt-rtx/denoiser.engine", key=engine_key(tiny_bundle), build={"seconds": 1.5})
+    graphs = dict(tiny_bundle.manifest.graphs)
+    graphs["denoiser"] = replace(graphs["denoiser"], engines={"tensorrt-rtx": engine})
+    files = {**tiny_files, engine.file: tmp_path / "plan"}
+    return write_bundle(tmp_path / "built", replace(tiny_bundle.manifest, graphs=graphs), files)
+
+
+def test_built_engines_are_part_of_a_bundle(with_engine, tiny_bundle):
+    engine = Bundle.open(with_engine.path).manifest.graphs["denoiser"].engines["tensorrt-rtx"]
+    assert engine.key == engine_key(tiny_bundle)
+    assert engine.build == {"seconds": 1.5}
+    assert with_engine.file(engine.file).read_bytes() == b"plan"
+    assert with_engine.manifest.files[engine.file].bytes == 4
+
+
+def test_bundles_without_engines_have_the_manifest_they_always_had(tiny_bundle):
+    assert all("engines" not in graph for graph in tiny_bundle.manifest.to_dict()["graphs"].values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda engine: engine.update(precision="int8"), "has the key"),
+        (lambda engine: engine.update(file="tensorrt-rtx/other.engine"), "not listed under files"),
+        (lambda engine: engine.update(shapes={"sample": [[1], [1]]}), "unusable"),
+        (lambda engine: engine.pop("runtime"), "runtime"),
+    ],
+)
+def test_a_manifest_with_unusable_engines_is_refused(with_engine, change, message):
+    edit(with_engine.path, lambda m: change(m["graphs"]["denoiser"]["engines"]["tensorrt-rtx"]))
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(with_engine.path)
+
+
+def test_an_engine_of_another_graph_is_refused(with_engine):
+    edit(with_engine.path, lambda m: m["files"]["denoiser.onnx"].update(sha256="0" * 64))
+    with pytest.raises(BundleError, match=r"denoiser.engine was built for something else: graph_sha256 is .* export"):
+        Bundle.open(with_engine.path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"graph_sha256": ("0" * 64,)},
+        {"shapes": {"sample": ((1, 4, 8, 8), (1, 4, 8, 8), (2, 4, 8, 8))}},
+        {"precision": "int8"},
+        {"runtime": "tensorrt-rtx 1.8.0"},
+        {"compute_capabilities": ("8.9", "12.0")},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_key_changes_with_each_of_its_parts(tiny_bundle, change):
+    key = engine_key(tiny_bundle)
+    other = replace(key, **change)
+    assert other.digest != key.digest
+    (name,) = change
+    with pytest.raises(BundleError, match=f"{name} is .*, expected .*; export the bundle again"):
+        key.require(other, "denoiser.engine")
