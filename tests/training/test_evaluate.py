@@ -5,7 +5,8 @@ import pytest
 
 from bolid_training.avatars.parts import Part
 from bolid_training.data import People
-from bolid_training.evaluate.metrics import clothes_colours, colour_distance, keypoint_errors, pck, summary
+from bolid_training.evaluate.intervals import summary
+from bolid_training.evaluate.metrics import clothes_colours, colour_distance, keypoint_errors, pck
 from bolid_training.evaluate.protocol import trials
 
 

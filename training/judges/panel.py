@@ -1,5 +1,6 @@
 """The three judges together, as the evaluation asks them."""
 
+import hashlib
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +32,17 @@ class Judges:
     identity: ResNetForImageClassification
     pose: PoseJudge
     clip: ClipJudge
+    digest: str = ""
+    """SHA-256 of the three networks' weights."""
 
     def keypoints(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Keypoints [B, 12, 3] (x, y in [0, 1], confidence) of square pictures [B, H, W, 3]."""
         return find_keypoints(self.pose, images)
 
-    def people(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Unit embeddings [B, D] of the people in pictures [B, H, W, 3], whom the pose judge finds."""
-        return embed(self.identity, images, self.keypoints(images))
+    def people(self, images: NDArray[np.uint8], keypoints: NDArray | None = None) -> NDArray[np.float32]:
+        """Unit embeddings [B, D] of the people in pictures [B, H, W, 3], at `keypoints` or where the pose judge finds
+        them."""
+        return embed(self.identity, images, self.keypoints(images) if keypoints is None else keypoints)
 
 
 def load_judges(folder: Path = FOLDER) -> Judges:
@@ -59,6 +63,7 @@ def load_judges(folder: Path = FOLDER) -> Judges:
             tokenizer=CLIPTokenizer.from_pretrained(folder / "clip"),
             feature_extractor=CLIPImageProcessor.from_pretrained(folder / "clip"),
         ),
+        digest=_digest(folder),
     )
 
 
@@ -74,3 +79,10 @@ def keep_judges(runs: Path, out: Path = FOLDER) -> dict[str, int]:
         shutil.copytree(runs / f"judge_{name}" / "model", out / name, dirs_exist_ok=True)
         cast_weights(out / name, torch.float16)
     return {name: sum(file.stat().st_size for file in (out / name).iterdir()) for name in NAMES}
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in NAMES:
+        digest.update((folder / name / "model.safetensors").read_bytes())
+    return digest.hexdigest()
