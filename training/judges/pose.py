@@ -21,7 +21,7 @@ from bolid_training.data import People, pixels
 from bolid_training.evaluate.metrics import keypoint_errors, pck
 from bolid_training.judges.config import JudgeConfig
 from bolid_training.judges.degrade import degrade
-from bolid_training.judges.identity import box_views, people_boxes
+from bolid_training.judges.identity import box_views, found_keypoints
 from bolid_training.judges.resnet import resnet_config, settle
 from bolid_training.model.pose_estimator import FLIP, KEYPOINTS, decode_heatmaps
 from bolid_training.stages.pose import draw_limbs, draw_views, position_divergence, visible_heatmaps
@@ -93,7 +93,7 @@ def _find(judge: PoseJudge, images: Tensor) -> NDArray[np.float32]:
 class PoseJudgeTask:
     def __init__(self, config: JudgeConfig, people: People, validation: People):
         self.size, self.people, self.held_out = config.pose_size, people, validation
-        self.boxes = people_boxes(people)
+        self.boxes = np.stack([person_box(points) for points in found_keypoints(people)])
         self.module = build_pose_judge(config).to(memory_format=torch.channels_last)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
