@@ -5,9 +5,19 @@ import pytest
 
 from bolid_training.avatars.parts import Part
 from bolid_training.data import People
-from bolid_training.evaluate.intervals import summary
-from bolid_training.evaluate.metrics import clothes_colours, colour_distance, keypoint_errors, pck
-from bolid_training.evaluate.protocol import trials
+from bolid_training.evaluate.exam import Exam, Seen
+from bolid_training.evaluate.intervals import distance_summary, summary
+from bolid_training.evaluate.metrics import (
+    clothes_colours,
+    colour_distance,
+    cosines,
+    found_first,
+    frechet_distance,
+    keypoint_errors,
+    pck,
+)
+from bolid_training.evaluate.protocol import other_picture, trials
+from bolid_training.evaluate.run import compare
 
 
 def keypoints(count=3):
@@ -52,21 +62,126 @@ def test_summary_covers_the_mean_and_leaves_out_nan():
     assert high - low == pytest.approx(4 * 0.1 / 400**0.5, rel=0.15)
 
 
-def test_trials_take_one_photograph_a_person_and_another_place():
-    count = 40
+def test_summary_draws_people_because_pictures_of_one_are_not_independent():
+    people = np.repeat(np.arange(100), 4)
+    each = np.random.default_rng(1).normal(0.5, 0.1, 100)
+    values = each[people]
+    low, high = summary(values, people)["ci95"]
+    assert high - low == pytest.approx(4 * each.std() / 100**0.5, rel=0.15)
+    narrow = summary(values)["ci95"]
+    assert narrow[1] - narrow[0] == pytest.approx((high - low) / 2, rel=0.15)
+
+
+def test_summary_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="none of 2 values"):
+        summary([np.nan, np.nan])
+
+
+def test_cosines_of_rows():
+    first, second = np.array([[1.0, 0], [0, 2], [3, 3]]), np.array([[5.0, 0], [1, 0], [1, 0]])
+    assert cosines(first, second) == pytest.approx([1, 0, 0.5**0.5])
+
+
+def test_found_first_is_asked_among_so_many_people():
+    gallery = np.eye(5)
+    queries = gallery[[0, 1, 4, 3, 2]]  # the third and the fifth are taken for each other
+    assert found_first(queries, gallery, 100) == pytest.approx([1, 1, 0, 1, 0])
+    assert found_first(queries, gallery, 5).mean() == pytest.approx(0.6)
+    # galleries (0, 1), (2, 3), (3, 4): nobody there is like the mistaken ones, and the first of equals is taken
+    assert found_first(queries, gallery, 2) == pytest.approx([1, 1, 1, 1, 0])
+
+
+def test_frechet_distance_of_gaussians_with_known_moments():
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((20_000, 3))
+    first, second = noise, 2 * rng.standard_normal((20_000, 3)) + [1, 0, 0]
+    # |mu|^2 + sum (s_p - s_q)^2 for equal axes
+    assert frechet_distance(first, second) == pytest.approx(1 + 3 * (1 - 2) ** 2, rel=0.03)
+    assert frechet_distance(noise, noise) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_interval_of_a_frechet_distance_covers_it_in_spite_of_the_bias():
+    rng = np.random.default_rng(0)
+    found = distance_summary(rng.standard_normal((150, 8)), rng.standard_normal((300, 8)) + 0.5, np.arange(150))
+    low, high = found["ci95"]
+    assert low < found["value"] < high
+    assert low < 8 * 0.25 < high
+
+
+def photographs(count=40):
+    """Pictures of people with four each, of whom some are drawn as cartoons."""
     metadata = [
         {"style": "photo" if i % 3 else "cartoon", "pose": "walking", "scene": "beach", "captions": []}
         for i in range(count)
     ]
     blank = np.zeros((count, 8, 8), np.uint8)
-    people = People(
+    return People(
         images=np.repeat(blank[..., None], 3, -1),
         parts=blank,
         keypoints=np.zeros((count, 12, 3), np.float32),
         identity=np.arange(count, dtype=np.int32) // 4,
         metadata=metadata,
     )
+
+
+def exam(count=20):
+    """Trials of people whose embeddings are unit vectors of their own."""
+    group = photographs(count)
+    one_each = trials(group, count)
+    embeddings = np.eye(len(one_each), dtype=np.float32)
+    truth = keypoints(len(one_each))
+    return Exam(
+        trials=one_each,
+        references=group.images[: len(one_each)],
+        parts=group.parts[: len(one_each)],
+        truth=truth,
+        skeletons=truth,
+        gallery=embeddings,
+        prompts=embeddings,
+        true_prompts=embeddings,
+        real=np.random.default_rng(0).standard_normal((30, len(one_each))),
+    )
+
+
+def test_a_perfect_picture_is_the_ceiling_and_somebody_else_is_not_found():
+    asked = exam()
+    count = len(asked.trials)
+    colours = np.random.default_rng(0).random((count, 2, 3))
+    perfect = Seen(keypoints=asked.truth, identity=asked.gallery, clip=asked.prompts, colours=colours)
+    found = compare(asked, perfect, perfect, perfect)
+    assert found["metrics"] == found["ceilings"] == found["autoencoded"]
+    for name in ("id_similarity", "id_top1", "pose_pck10", "pose_pck05", "skeleton_pck10", "clip_score"):
+        assert found["metrics"][name]["value"] == 1
+        assert found["floors"][name]["value"] < 0.3
+    assert (
+        found["metrics"]["clothes_colour_distance"]["value"] == 0 < found["floors"]["clothes_colour_distance"]["value"]
+    )
+    assert "fd_judge_clip" not in found["floors"]
+    assert found["by_pose"]["id_similarity"]["walking"]["value"] == 1
+
+
+def test_trials_take_one_photograph_a_person_and_another_place():
+    people = photographs()
     chosen = trials(people, 8)
     assert len({trial.identity for trial in chosen}) == len(chosen) == 8
     assert all(people.photos[trial.index] and trial.place != "beach" for trial in chosen)
     assert chosen == trials(people, 8)
+
+
+def test_more_pictures_a_person_are_rounds_of_other_references_and_prompts():
+    people = photographs()
+    chosen = trials(people, 8, pictures=3)
+    assert [trial.round for trial in chosen] == [0] * 8 + [1] * 8 + [2] * 8
+    assert chosen[:8] == trials(people, 8)
+    assert [trial.identity for trial in chosen] == 3 * [trial.identity for trial in chosen[:8]]
+    assert all(people.photos[trial.index] for trial in chosen)
+    assert all(first.index != again.index for first, again in zip(chosen[:8], chosen[8:16], strict=True))
+
+
+def test_identity_is_compared_with_another_photograph_of_the_person():
+    people = photographs()
+    for trial in trials(people, 8, pictures=2):
+        other = other_picture(people, trial)
+        assert other != trial.index
+        assert people.identity[other] == trial.identity
+        assert people.photos[other]
