@@ -1,8 +1,12 @@
 """The metrics against closed forms, and the protocol's promises."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from bolid_sdk.bundle import open_bundle
+from bolid_sdk.errors import InputError
 from bolid_training.avatars.parts import Part
 from bolid_training.data import People
 from bolid_training.evaluate.exam import Exam, Seen
@@ -17,7 +21,7 @@ from bolid_training.evaluate.metrics import (
     pck,
 )
 from bolid_training.evaluate.protocol import other_picture, trials
-from bolid_training.evaluate.run import compare
+from bolid_training.evaluate.run import compare, evaluate
 
 
 def keypoints(count=3):
@@ -108,17 +112,18 @@ def test_the_interval_of_a_frechet_distance_covers_it_in_spite_of_the_bias():
     assert low < 8 * 0.25 < high
 
 
-def photographs(count=40):
-    """Pictures of people with four each, of whom some are drawn as cartoons."""
+def photographs(count=40, size=8):
+    """Noise that stands for pictures of people, four each, of whom some are drawn as cartoons."""
     metadata = [
         {"style": "photo" if i % 3 else "cartoon", "pose": "walking", "scene": "beach", "captions": []}
         for i in range(count)
     ]
-    blank = np.zeros((count, 8, 8), np.uint8)
+    rng = np.random.default_rng(0)
+    parts = np.full((count, size, size), Part.UPPER, np.uint8)
     return People(
-        images=np.repeat(blank[..., None], 3, -1),
-        parts=blank,
-        keypoints=np.zeros((count, 12, 3), np.float32),
+        images=rng.integers(256, size=(count, size, size, 3), dtype=np.uint8),
+        parts=parts,
+        keypoints=keypoints(count),
         identity=np.arange(count, dtype=np.int32) // 4,
         metadata=metadata,
     )
@@ -185,3 +190,38 @@ def test_identity_is_compared_with_another_photograph_of_the_person():
         assert other != trial.index
         assert people.identity[other] == trial.identity
         assert people.photos[other]
+
+
+class Copyist:
+    """A generator that draws its reference again, and knows nobody in the first picture it is shown."""
+
+    def __init__(self):
+        self.bundle, self.refused = open_bundle(None), False
+
+    def identify(self, image):
+        if not self.refused:
+            self.refused = True
+            raise InputError("nobody")
+        return SimpleNamespace(image=image, keypoints=keypoints(1)[0])
+
+    def batch(self, requests, seed):
+        return [SimpleNamespace(image=identity.image) for identity, _ in requests]
+
+
+def test_evaluation_of_a_copyist_gives_the_reference_its_own_scores(judges):
+    people = photographs(size=64)
+    chosen = trials(people, 8, pictures=2)
+    found = evaluate(Copyist(), judges, people, chosen)
+    assert (found["pictures"], found["people"], found["references_refused"]) == (15, 8, 1)
+    assert found["compared_with_the_reference_itself"] == 0
+    assert found["metrics"].keys() == found["ceilings"].keys() == found["autoencoded"].keys()
+    for name in found["metrics"].keys() - {"clip_score"}:
+        assert found["metrics"][name] == found["ceilings"][name]
+    assert found["metrics"]["clothes_colour_distance"]["value"] == 0
+    assert found["autoencoded"]["clothes_colour_distance"]["value"] > 0
+
+
+def test_evaluation_without_an_encoder_leaves_reconstructions_out(judges, monkeypatch):
+    monkeypatch.setattr("bolid_training.evaluate.run.reconstruct", lambda generator, images: None)
+    people = photographs(size=64)
+    assert "autoencoded" not in evaluate(Copyist(), judges, people, trials(people, 8))

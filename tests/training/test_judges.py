@@ -1,7 +1,5 @@
 """The judges on tiny sizes: what they learn from, what they find, and that they come back from disk as they were."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,6 @@ from safetensors.torch import load_file
 from bolid_training.avatars.parts import Part
 from bolid_training.data import People, pixels
 from bolid_training.judges.clip import odd_people
-from bolid_training.judges.config import JudgeConfig, clip_sizes
 from bolid_training.judges.degrade import blur, degrade, soften, squeeze
 from bolid_training.judges.identity import draw_pairs, identification, samples_by_person
 from bolid_training.judges.panel import keep_judges, load_judges
@@ -19,18 +16,6 @@ from bolid_training.judges.tasks import TASKS, build_judge_task
 from bolid_training.loop import LoopOptions, train
 from bolid_training.model.pose_estimator import FLIP, draw_heatmaps
 from bolid_training.views import upright
-
-TINY = JudgeConfig(
-    identity_size=32,
-    identity_widths=(8, 8, 16, 16),
-    identity_depths=(1, 1, 1, 1),
-    identity_embedding=8,
-    pose_size=64,
-    pose_widths=(8, 8, 16, 16),
-    pose_depths=(1, 1, 1, 1),
-    pose_head=8,
-    clip=replace(clip_sizes(), text_width=64, text_layers=1, vision_layers=1, vision_size=32, vision_patch=16),
-)
 
 
 def people(count=24, views=3):
@@ -50,22 +35,22 @@ def people(count=24, views=3):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(judge_config, tmp_path_factory):
     """All judges, two steps each."""
     runs = tmp_path_factory.mktemp("judges")
     for name in TASKS:
         options = LoopOptions(
             out=runs / name, steps=2, batch_size=4, learning_rate=1e-3, validate_every=2, mixed_precision="no"
         )
-        train(build_judge_task(name, people(), people(), TINY), options)
+        train(build_judge_task(name, people(), people(), judge_config), options)
     return runs
 
 
-def test_kept_judges_are_what_was_trained(runs, tmp_path):
+def test_kept_judges_are_what_was_trained(runs, judge_config, tmp_path):
     sizes = keep_judges(runs, tmp_path)
     assert all(size < 6e6 for size in sizes.values())
     assert load_file(tmp_path / "pose" / "model.safetensors").popitem()[1].dtype in (torch.half, torch.int64)
-    task = build_judge_task("judge_identity", people(), people(), TINY)
+    task = build_judge_task("judge_identity", people(), people(), judge_config)
     task.load(runs / "judge_identity" / "model")
     found, expected = load_judges(tmp_path).identity.state_dict(), task.judge.state_dict()
     assert all((found[name].float() - expected[name].float()).abs().max() < 2e-3 for name in expected)
@@ -87,18 +72,18 @@ def test_missing_judges_are_named_with_what_to_do(tmp_path):
         keep_judges(tmp_path, tmp_path / "out")
 
 
-def test_the_pose_judge_favours_neither_side():
-    judge = build_pose_judge(TINY).eval()
+def test_the_pose_judge_favours_neither_side(judge_config):
+    judge = build_pose_judge(judge_config).eval()
     picture = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         straight, mirrored = judge.heatmaps(picture), judge.heatmaps(picture.flip(-1))
     assert torch.allclose(straight, mirrored.flip(-1)[:, FLIP], atol=1e-5)
 
 
-def test_a_look_at_a_part_finds_keypoints_in_the_picture(monkeypatch):
+def test_a_look_at_a_part_finds_keypoints_in_the_picture(judge_config, monkeypatch):
     """A judge that sees the picture's own heatmaps, cut as the picture is."""
     truth = torch.rand(2, 12, 2, generator=torch.Generator().manual_seed(0)) * 0.4 + 0.3
-    judge = build_pose_judge(TINY)
+    judge = build_pose_judge(judge_config)
     monkeypatch.setattr(PoseJudge, "heatmaps", lambda self, pixels: pixels)
     views = upright(torch.tensor([[0.5, 0.45], [0.55, 0.5]]), torch.tensor([0.8, 0.9]))
     found = judge.look(draw_heatmaps(truth, 64, 64), views)
