@@ -68,7 +68,12 @@ def found_first(queries: NDArray, gallery: NDArray, size: int) -> NDArray[np.flo
 def frechet_distance(first: NDArray, second: NDArray) -> float:
     """That of two Gaussians fitted to features [N, D] and [M, D] (arXiv:1706.08500, eq. 6); biased for few pictures."""
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    p, q = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    # the trace of a product's root is the sum of the roots of its eigenvalues, which rounding may push below zero
-    cross = np.sqrt(np.linalg.eigvals(p @ q).real.clip(min=0)).sum()
-    return float(np.square(first.mean(0) - second.mean(0)).sum() + np.trace(p) + np.trace(q) - 2 * cross)
+    p, q = _covariance_root(first), _covariance_root(second)
+    # Tr (P'P Q'Q)^(1/2) is the sum of the singular values of P Q', which rounding cannot push below zero
+    cross = np.linalg.svd(p @ q.T, compute_uv=False).sum()
+    return float(np.square(first.mean(0) - second.mean(0)).sum() + np.square(p).sum() + np.square(q).sum() - 2 * cross)
+
+
+def _covariance_root(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """R with R'R the covariance of features [N, D]."""
+    return np.linalg.qr((features - features.mean(0)) / (len(features) - 1) ** 0.5, mode="r")

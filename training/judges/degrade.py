@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from bolid_training.data import resize
 
 CLEAN = 0.25  # share of pictures that are left as they are
-SCALE = (0.3, 1.0)  # of a picture's side, through which it is squeezed
+SCALE = (0.35, 1.0)  # of a picture's side, through which it is squeezed
 BLUR = (0.3, 1.5)  # pixels, a Gaussian's standard deviation
 BLOTCH = 8  # pixels of a latent's side: errors of a denoiser are as large
-NOISE = (0.0, 0.08)  # standard deviation, of pixels and of blotches
+NOISE = (0.0, 0.06)  # standard deviation, of pixels and of blotches
 GAIN, OFFSET, TINT = (0.75, 1.25), (-0.15, 0.15), (0.93, 1.07)
 CHUNKS = 4
 

@@ -1,8 +1,8 @@
 """Stage `judge_identity`: who a picture shows, by metric learning on pairs of pictures of one person in one outfit.
 
 A ResNet sees the person's box and gives an embedding; the pairs of a batch are each other's negatives (InfoNCE,
-arXiv:1807.03748, both ways as in CLIP). Two pictures of a person differ in pose, place, light and often in style, so
-these cannot be what the embedding says.
+arXiv:1807.03748, both ways as in CLIP). Two pictures of a person differ in pose, place and light, so these cannot be
+what the embedding says.
 
 Contrast alone is slow to find the person in the picture: beside it the network learns, through a layer that is not
 kept, the mean colours of the person's parts, and some views have the place replaced by a plain colour.
@@ -143,9 +143,13 @@ class IdentityTask:
 
 
 def samples_by_person(people: People) -> list[NDArray[np.int64]]:
-    """The samples of each person of whom there are two or more."""
+    """The samples of each person of whom there are two or more: the photographs, if there are two of these.
+
+    Sketches have no colours, and nobody is asked to judge any.
+    """
     groups = [np.flatnonzero(people.identity == identity) for identity in np.unique(people.identity)]
-    return [group for group in groups if len(group) > 1]
+    photos = [group[people.photos[group]] for group in groups]
+    return [p if len(p) > 1 else group for p, group in zip(photos, groups, strict=True) if len(group) > 1]
 
 
 def wandering_views(boxes: NDArray, rng: np.random.Generator) -> Views:
