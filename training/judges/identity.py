@@ -26,12 +26,12 @@ from bolid_training.data import People, pixels
 from bolid_training.evaluate.metrics import mean_colours
 from bolid_training.judges.config import JudgeConfig
 from bolid_training.judges.degrade import degrade, uniform
-from bolid_training.judges.resnet import resnet_config, settle
+from bolid_training.judges.resnet import STATISTICS_BATCHES, resnet_config, settle
 from bolid_training.stages.vae import to_bytes
 from bolid_training.views import Views, upright
 
 TEMPERATURE = 0.07
-COLOUR_WEIGHT = 20.0
+COLOUR_WEIGHT = 10.0
 PLAIN = 0.3  # share of views without the place
 WANDER, ZOOM = 0.06, 0.15  # of a box's side, and of its logarithm: about what an estimator gets wrong
 BODY = ((Part.FACE, Part.ARMS, Part.LEGS), (Part.HAIR, Part.HAT), (Part.UPPER,), (Part.LOWER,), (Part.SHOES,))
@@ -110,7 +110,8 @@ class IdentityTask:
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         embeddings, colours = (output.float() for output in module(batch["pixels"]))
-        first, second = F.normalize(embeddings).chunk(2)
+        # without the batch's mean: at first embeddings have little else, and all are alike
+        first, second = F.normalize(embeddings - embeddings.mean(0)).chunk(2)
         logits, target = first @ second.T / TEMPERATURE, torch.arange(len(first))
         contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         known = batch["colours"].isfinite()
@@ -130,8 +131,12 @@ class IdentityTask:
         contact_sheet(to_bytes(torch.stack(cuts, 1).flatten(0, 1)[:24]), columns=6).save(sheet)
         return identification(queries @ gallery.T) | {"top1_damaged": identification(damaged @ gallery.T)["top1"]}
 
+    @torch.no_grad()
     def settle(self) -> None:
-        settle(self.module, lambda number: self.batch(np.random.default_rng(number), BATCH)["pixels"])
+        """Eval mode, with the mean embedding taken away by the last bias, as the loss does with a batch's."""
+        batches = [self.batch(np.random.default_rng(number), BATCH)["pixels"] for number in range(STATISTICS_BATCHES)]
+        settle(self.module, batches)
+        self.judge.classifier[-1].bias -= torch.cat([self.module(batch)[0].float() for batch in batches]).mean(0)
 
     def save(self, folder: Path) -> None:
         self.settle()

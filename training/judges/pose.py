@@ -22,7 +22,7 @@ from bolid_training.evaluate.metrics import keypoint_errors, pck
 from bolid_training.judges.config import JudgeConfig
 from bolid_training.judges.degrade import degrade
 from bolid_training.judges.identity import box_views, found_keypoints
-from bolid_training.judges.resnet import resnet_config, settle
+from bolid_training.judges.resnet import STATISTICS_BATCHES, resnet_config, settle
 from bolid_training.model.pose_estimator import FLIP, KEYPOINTS, decode_heatmaps
 from bolid_training.stages.pose import draw_limbs, draw_views, position_divergence, visible_heatmaps
 from bolid_training.views import Views
@@ -133,7 +133,8 @@ class PoseJudgeTask:
         }
 
     def settle(self) -> None:
-        settle(self.module, lambda number: self.batch(np.random.default_rng(number), BATCH)["pixels"])
+        seeds = range(STATISTICS_BATCHES)
+        settle(self.module, [self.batch(np.random.default_rng(seed), BATCH)["pixels"] for seed in seeds])
 
     def save(self, folder: Path) -> None:
         self.settle()

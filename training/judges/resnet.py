@@ -1,13 +1,11 @@
 """What the two ResNets (arXiv:1512.03385) among the judges share."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from transformers import ResNetConfig
 
-STATISTICS_BATCHES = 8
+STATISTICS_BATCHES = 8  # enough for `settle`
 
 
 def resnet_config(widths: tuple[int, ...], depths: tuple[int, ...], **options: object) -> ResNetConfig:
@@ -18,10 +16,10 @@ def resnet_config(widths: tuple[int, ...], depths: tuple[int, ...], **options: o
 
 
 @torch.no_grad()
-def settle(module: nn.Module, pixels: Callable[[int], Tensor]) -> None:
-    """Leaves `module` in eval mode, its batch norms with statistics of its present weights on `pixels(number)`.
+def settle(module: nn.Module, batches: list[Tensor]) -> None:
+    """Leaves `module` in eval mode, its batch norms with statistics of its present weights on `batches` of pixels.
 
     Those gathered in training are of other weights than the EMA's.
     """
-    update_bn([pixels(number) for number in range(STATISTICS_BATCHES)], module)
+    update_bn(batches, module)
     module.eval()
