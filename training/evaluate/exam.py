@@ -20,7 +20,7 @@ from bolid_training.evaluate.metrics import (
     keypoint_errors,
     pck,
 )
-from bolid_training.evaluate.protocol import Trial, other_picture, true_prompt
+from bolid_training.evaluate.protocol import Trial, true_prompt
 from bolid_training.judges.panel import Judges
 
 GALLERY = 100
@@ -76,7 +76,7 @@ def set_exam(judges: Judges, people: People, accepted: list[tuple[Trial, Identit
         parts=people.parts[indices],
         truth=people.keypoints[indices],
         skeletons=np.concatenate([estimated[..., :2], estimated[..., 2:] >= MIN_CONFIDENCE], -1),
-        gallery=judges.people(people.images[[other_picture(people, trial) for trial in trials]]),
+        gallery=judges.people(people.images[[trial.other for trial in trials]]),
         prompts=judges.clip.embed_texts([trial.prompt for trial in trials]),
         true_prompts=judges.clip.embed_texts([true_prompt(people, index) for index in indices]),
         real=judges.clip.embed_images(people.images[others]),

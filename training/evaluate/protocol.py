@@ -16,9 +16,11 @@ LIGHT = ("", "", " at sunset", " at night")
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """`index` is the reference's place in the split; a person has one trial a `round`."""
+    """`index` is the reference's place in the split, `other` that of another picture of the person, which is nobody's
+    reference: a photograph, or else a drawing, or else the reference. A person has one trial a `round`."""
 
     index: int
+    other: int
     round: int
     identity: int
     pose: str
@@ -29,7 +31,8 @@ class Trial:
 def trials(people: People, count: int, seed: int = 0, pictures: int = 1) -> list[Trial]:
     """`pictures` trials for each of the first `count` people who have a photograph, a round of people after another.
 
-    The same for the same split and seed, and the first round whatever `pictures` is. A person's photographs take turns.
+    The same for the same split and seed, and the first round whatever `pictures` is. A person's photographs take turns
+    as references, but for one that is kept for comparison.
     """
     rng = np.random.default_rng(seed)
     found: dict[int, Trial] = {}
@@ -38,7 +41,7 @@ def trials(people: People, count: int, seed: int = 0, pictures: int = 1) -> list
         if identity not in found and people.photos[index]:
             found[identity] = _trial(people, int(index), 0, rng)
     first = [found[identity] for identity in sorted(found)][:count]
-    return first + [_again(people, trial, number, rng) for number in range(1, pictures) for trial in first]
+    return first + [_trial(people, trial.index, number, rng) for number in range(1, pictures) for trial in first]
 
 
 def true_prompt(people: People, index: int) -> str:
@@ -47,22 +50,20 @@ def true_prompt(people: People, index: int) -> str:
     return f"{POSES[entry['pose']][0]} {PLACES[entry['scene']][0]}"
 
 
-def other_picture(people: People, trial: Trial) -> int:
-    """Another picture of the trial's person, a photograph if there is one; the reference where there is none."""
-    siblings = people.siblings[trial.index]
-    return int(siblings[trial.round % len(siblings)])
-
-
-def _again(people: People, trial: Trial, number: int, rng: np.random.Generator) -> Trial:
-    photos = np.flatnonzero((people.identity == trial.identity) & people.photos)
-    start = int(np.flatnonzero(photos == trial.index)[0])
-    return _trial(people, int(photos[(start + number) % len(photos)]), number, rng)
-
-
-def _trial(people: People, index: int, number: int, rng: np.random.Generator) -> Trial:
+def _trial(people: People, first: int, number: int, rng: np.random.Generator) -> Trial:
+    photos = _in_turn(people, first)
+    shown = photos[:-1] or photos
+    index = shown[number % len(shown)]
+    other = photos[-1] if len(photos) > 1 else int(people.siblings[index][0])
     pose = people.metadata[index]["pose"]
     places = [place for place in PLACES if place != people.metadata[index]["scene"]]
     place = places[rng.integers(len(places))]
     prompt = f"{POSES[pose][0]} {PLACES[place][0]}{LIGHT[rng.integers(len(LIGHT))]}"
     identity = int(people.identity[index])
-    return Trial(index=index, round=number, identity=identity, pose=pose, place=place, prompt=prompt)
+    return Trial(index=index, other=other, round=number, identity=identity, pose=pose, place=place, prompt=prompt)
+
+
+def _in_turn(people: People, first: int) -> list[int]:
+    """The photographs of the person of the photograph `first`, beginning there."""
+    photos = np.flatnonzero((people.identity == people.identity[first]) & people.photos)
+    return np.roll(photos, -int(np.flatnonzero(photos == first)[0])).tolist()

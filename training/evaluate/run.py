@@ -14,7 +14,7 @@ from bolid_training.data import People
 from bolid_training.evaluate.exam import GALLERY, Exam, Seen, look, scores, set_exam
 from bolid_training.evaluate.intervals import Summary, distance_summary, summary
 from bolid_training.evaluate.pictures import generate, identify, reconstruct
-from bolid_training.evaluate.protocol import Trial, other_picture
+from bolid_training.evaluate.protocol import Trial
 from bolid_training.evaluate.provenance import commit, cpu_name
 from bolid_training.judges.panel import Judges
 
@@ -37,7 +37,7 @@ def evaluate(
     generated = look(judges, exam, generate(generator, accepted, seed))
     reference = look(judges, exam, exam.references)
     rebuilt = reconstruct(generator, exam.references)
-    alone = sum(other_picture(people, trial) == trial.index for trial in exam.trials)
+    alone = sum(trial.other == trial.index for trial in exam.trials)
     return {
         "pictures": len(exam.trials),
         "people": len(np.unique(exam.people)),
