@@ -51,28 +51,58 @@ def footnote(environment: dict) -> str:
 
 
 def quality() -> str:
-    """The embedded model on unseen people: mean and 95 % interval, beside the reference itself and somebody else."""
+    """The embedded model on unseen people: mean and 95 % interval, beside real pictures in their place."""
     measured = json.loads(EVALUATION.read_text())
+    columns = {kind: title for kind, title in COLUMNS.items() if kind in measured}
     rows = [
-        (title, *(interval(measured[kind][name]) for kind in ("metrics", "ceilings", "floors")))
+        (title, *(interval(measured[kind].get(name)) for kind in columns))
         for name, title in QUALITY.items()
+        if name in measured["metrics"]
     ]
-    table = markdown(("", "generated", "the reference itself", "somebody else"), rows)
-    classes = ", ".join(f"{pose} {found['value']:.2f}" for pose, found in measured["by_pose"].items())
-    return f"{table}\n{measured['pictures']} unseen people, 95 % intervals. PCK@0.1 by pose: {classes}.\n"
+    return f"{markdown(('', *columns.values()), rows)}\n{sample(measured)}, 95 % intervals. {classes(measured)}\n"
 
 
-def interval(summary: dict) -> str:
+def sample(measured: dict) -> str:
+    """How many pictures of how many people; results from before there were judges have one of each."""
+    people = measured.get("people", measured["pictures"])
+    pictures = f"{measured['pictures']} pictures of " if people != measured["pictures"] else ""
+    return f"{pictures}{people} unseen people"
+
+
+def classes(measured: dict) -> str:
+    """A sentence for each metric by pose; results from before there were judges have one metric only."""
+    found = measured["by_pose"]
+    by_metric = found if "pose_pck10" in found else {"pose_pck10": found}
+    listed = {
+        name: ", ".join(f"{pose} {row['value']:.2f}" for pose, row in rows.items()) for name, rows in by_metric.items()
+    }
+    return " ".join(f"{BY_POSE[name]}: {values}." for name, values in listed.items())
+
+
+def interval(summary: dict | None) -> str:
+    if summary is None:
+        return ""
     if "ci95" not in summary:
         return f"{summary['value']:.2f}"
     low, high = summary["ci95"]
     return f"**{summary['value']:.3f}** ({low:.3f}–{high:.3f})"
 
 
+COLUMNS = {
+    "metrics": "generated",
+    "ceilings": "the reference itself",
+    "autoencoded": "the reference, autoencoded",
+    "floors": "somebody else",
+}
+BY_POSE = {"pose_pck10": "PCK@0.1 by pose", "id_similarity": "Identity by pose"}
 QUALITY = {
+    "id_similarity": "identity: cosine with another picture of the person (higher is better)",
+    "id_top1": "identity: found first among 100 people",
     "pose_pck10": "pose kept: PCK@0.1 (higher is better)",
     "pose_pck05": "pose kept: PCK@0.05",
     "skeleton_pck10": "estimated skeleton followed: PCK@0.1",
+    "clip_score": "prompt followed: CLIP score (higher is better)",
+    "fd_judge_clip": "Frechet distance, CLIP features (lower is better)",
     "clothes_colour_distance": "clothes' mean colour, RGB distance (lower is better)",
 }
 TABLES = {"quality": quality, "image": lambda: latency("image"), "graphs": lambda: latency("graphs")}

@@ -63,3 +63,47 @@ def test_check_fails_on_a_stale_readme_and_leaves_it_alone(tables, tmp_path, mon
         tables.main()
     assert stopped.value.code not in (0, None)
     assert readme.read_text() == README
+
+
+def quality(tables, tmp_path, monkeypatch, **measured):
+    (tmp_path / "quality.json").write_text(json.dumps(measured))
+    monkeypatch.setattr(tables, "EVALUATION", tmp_path / "quality.json")
+    return tables.quality()
+
+
+def row(value):
+    return {"value": value, "ci95": [value - 0.1, value + 0.1]}
+
+
+def test_quality_shows_what_was_judged_and_leaves_out_what_was_not(tables, tmp_path, monkeypatch):
+    found = quality(
+        tables,
+        tmp_path,
+        monkeypatch,
+        pictures=1000,
+        people=250,
+        metrics={"id_similarity": row(0.5), "fd_judge_clip": row(0.25)},
+        ceilings={"id_similarity": row(0.75), "fd_judge_clip": row(0.125)},
+        floors={"id_similarity": row(0.125)},
+        autoencoded={"id_similarity": row(0.625), "fd_judge_clip": row(0.25)},
+        by_pose={"pose_pck10": {"lying": row(0.25)}, "id_similarity": {"lying": row(0.5), "sitting": row(0.75)}},
+    )
+    assert found == (
+        "|  | generated | the reference itself | the reference, autoencoded | somebody else |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        "| identity: cosine with another picture of the person (higher is better) | **0.500** (0.400–0.600)"
+        " | **0.750** (0.650–0.850) | **0.625** (0.525–0.725) | **0.125** (0.025–0.225) |\n"
+        "| Frechet distance, CLIP features (lower is better) | **0.250** (0.150–0.350)"
+        " | **0.125** (0.025–0.225) | **0.250** (0.150–0.350) |  |\n"
+        "\n"
+        "1000 pictures of 250 unseen people, 95 % intervals. "
+        "PCK@0.1 by pose: lying 0.25. Identity by pose: lying 0.50, sitting 0.75.\n"
+    )
+
+
+def test_quality_reads_results_from_before_there_were_judges(tables, tmp_path, monkeypatch):
+    rows = {"pose_pck10": row(0.5)}
+    old = {"metrics": rows, "ceilings": rows, "floors": rows, "by_pose": {"lying": row(0.25)}}
+    found = quality(tables, tmp_path, monkeypatch, pictures=192, **old)
+    assert found.startswith("|  | generated | the reference itself | somebody else |\n")
+    assert found.endswith("\n192 unseen people, 95 % intervals. PCK@0.1 by pose: lying 0.25.\n")

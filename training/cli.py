@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bolid_training.avatars.cli import data as data_command
-from bolid_training.recipes.avatar import STAGES
+from bolid_training.recipes.avatar import JUDGES, STAGES
 
 if TYPE_CHECKING:
     from bolid_training.loop import Task
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 RUNS = Path("runs/avatar")
 DATA = Path("runs/people")
 RECOLOURED = 2  # how many times the adapter's people come back in other colours
+RECIPES = STAGES | JUDGES
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,6 +35,15 @@ def main() -> None:
       bolid-train assemble                   one diffusers folder of all that
       bolid-export --precision fp16          engines for the SDK
 
+    \b
+    And the networks that `bolid-eval` asks, which have no part in the avatar:
+
+    \b
+      bolid-train stage judge_identity       who it is
+      bolid-train stage judge_pose           where the keypoints are
+      bolid-train stage judge_clip           whether it is what the prompt says
+      bolid-train keep-judges
+
     Every stage continues where it was interrupted.
     """
 
@@ -42,7 +52,7 @@ main.add_command(data_command, "data")
 
 
 @main.command()
-@click.argument("name", type=click.Choice(list(STAGES)))
+@click.argument("name", type=click.Choice(list(RECIPES)))
 @click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="Made by `data`.")
 @click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True, help="All stages' output.")
 @click.option("--steps", type=click.IntRange(1), help="Instead of the recipe's.")
@@ -73,7 +83,7 @@ def stage(
     from bolid_training.memory import keep_freed_memory
 
     given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    recipe = replace(STAGES[name], **{option: value for option, value in given.items() if value is not None})
+    recipe = replace(RECIPES[name], **{option: value for option, value in given.items() if value is not None})
     options = LoopOptions(out=runs / name, seed=seed, **vars(recipe))
     keep_freed_memory()
     try:
@@ -88,7 +98,7 @@ def stage(
 
 
 @main.command()
-@click.argument("name", type=click.Choice(list(STAGES)))
+@click.argument("name", type=click.Choice(list(RECIPES)))
 @click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True)
 @click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True)
 @click.option("--batch-size", type=click.IntRange(2), help="Instead of the recipe's.")
@@ -102,7 +112,7 @@ def profile(name: str, data: Path, runs: Path, batch_size: int | None) -> None:
         task = build_task(name, data, runs, limit=2000)
     except FileNotFoundError as error:
         raise click.UsageError(str(error)) from error
-    measured = profile_task(task, batch_size or STAGES[name].batch_size)
+    measured = profile_task(task, batch_size or RECIPES[name].batch_size)
     click.echo(json.dumps({name: round(value, 3) for name, value in measured.items()}, indent=2))
 
 
@@ -150,6 +160,20 @@ def keep(names: tuple[str, ...], runs: Path, out: Path) -> None:
     click.echo(json.dumps({"kept": list(names), "megabytes": round(size / 1e6, 1)}))
 
 
+@main.command()
+@click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("training/weights/judges"), show_default=True)
+def keep_judges(runs: Path, out: Path) -> None:
+    """Keeps the trained judges for `bolid-eval`, weights in float16."""
+    from bolid_training.judges import panel
+
+    try:
+        sizes = panel.keep_judges(runs, out)
+    except FileNotFoundError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(json.dumps({name: {"megabytes": round(size / 1e6, 1)} for name, size in sizes.items()}))
+
+
 def build_task(
     name: str, data: Path, runs: Path, limit: int | None = None, config: "AvatarConfig | None" = None
 ) -> "Task":
@@ -169,6 +193,10 @@ def build_task(
     torch.manual_seed(0)
     config = config or AvatarConfig()
     people, validation = load_people(data, "train", limit), load_people(data, "validation", 600)
+    if name in JUDGES:
+        from bolid_training.judges.tasks import build_judge_task
+
+        return build_judge_task(name, people, validation)
     if name == "vae":
         from bolid_training.stages.vae import VaeTask
 

@@ -1,12 +1,27 @@
 """The metrics against closed forms, and the protocol's promises."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from bolid_sdk.bundle import open_bundle
+from bolid_sdk.errors import InputError
 from bolid_training.avatars.parts import Part
 from bolid_training.data import People
-from bolid_training.evaluate.metrics import clothes_colours, colour_distance, keypoint_errors, pck, summary
+from bolid_training.evaluate.exam import Exam, Seen
+from bolid_training.evaluate.intervals import distance_summary, summary
+from bolid_training.evaluate.metrics import (
+    clothes_colours,
+    colour_distance,
+    cosines,
+    found_first,
+    frechet_distance,
+    keypoint_errors,
+    pck,
+)
 from bolid_training.evaluate.protocol import trials
+from bolid_training.evaluate.run import compare, evaluate
 
 
 def keypoints(count=3):
@@ -51,21 +66,163 @@ def test_summary_covers_the_mean_and_leaves_out_nan():
     assert high - low == pytest.approx(4 * 0.1 / 400**0.5, rel=0.15)
 
 
-def test_trials_take_one_photograph_a_person_and_another_place():
-    count = 40
+def test_summary_draws_people_because_pictures_of_one_are_not_independent():
+    people = np.repeat(np.arange(100), 4)
+    each = np.random.default_rng(1).normal(0.5, 0.1, 100)
+    values = each[people]
+    low, high = summary(values, people)["ci95"]
+    assert high - low == pytest.approx(4 * each.std() / 100**0.5, rel=0.15)
+    narrow = summary(values)["ci95"]
+    assert narrow[1] - narrow[0] == pytest.approx((high - low) / 2, rel=0.15)
+
+
+def test_summary_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="none of 2 values"):
+        summary([np.nan, np.nan])
+
+
+def test_cosines_of_rows():
+    first, second = np.array([[1.0, 0], [0, 2], [3, 3]]), np.array([[5.0, 0], [1, 0], [1, 0]])
+    assert cosines(first, second) == pytest.approx([1, 0, 0.5**0.5])
+
+
+def test_found_first_is_asked_among_so_many_people():
+    gallery = np.eye(5)
+    queries = gallery[[0, 1, 4, 3, 2]]  # the third and the fifth are taken for each other
+    assert found_first(queries, gallery, 100) == pytest.approx([1, 1, 0, 1, 0])
+    assert found_first(queries, gallery, 5).mean() == pytest.approx(0.6)
+    # galleries (0, 1), (2, 3), (3, 4): nobody there is like the mistaken ones, and the first of equals is taken
+    assert found_first(queries, gallery, 2) == pytest.approx([1, 1, 1, 1, 0])
+
+
+def test_frechet_distance_of_gaussians_with_known_moments():
+    rng = np.random.default_rng(0)
+    noise = rng.standard_normal((20_000, 3))
+    first, second = noise, 2 * rng.standard_normal((20_000, 3)) + [1, 0, 0]
+    # |mu|^2 + sum (s_p - s_q)^2 for equal axes
+    assert frechet_distance(first, second) == pytest.approx(1 + 3 * (1 - 2) ** 2, rel=0.03)
+    assert frechet_distance(noise, noise) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_interval_of_a_frechet_distance_covers_it_in_spite_of_the_bias():
+    rng = np.random.default_rng(0)
+    found = distance_summary(rng.standard_normal((150, 8)), rng.standard_normal((300, 8)) + 0.5, np.arange(150))
+    low, high = found["ci95"]
+    assert low < found["value"] < high
+    assert low < 8 * 0.25 < high
+
+
+def photographs(count=40, size=8):
+    """Noise that stands for pictures of people, four each, of whom some are drawn as cartoons."""
     metadata = [
         {"style": "photo" if i % 3 else "cartoon", "pose": "walking", "scene": "beach", "captions": []}
         for i in range(count)
     ]
-    blank = np.zeros((count, 8, 8), np.uint8)
-    people = People(
-        images=np.repeat(blank[..., None], 3, -1),
-        parts=blank,
-        keypoints=np.zeros((count, 12, 3), np.float32),
+    rng = np.random.default_rng(0)
+    parts = np.full((count, size, size), Part.UPPER, np.uint8)
+    return People(
+        images=rng.integers(256, size=(count, size, size, 3), dtype=np.uint8),
+        parts=parts,
+        keypoints=keypoints(count),
         identity=np.arange(count, dtype=np.int32) // 4,
         metadata=metadata,
     )
+
+
+def exam(count=20):
+    """Trials of people whose embeddings are unit vectors of their own."""
+    group = photographs(count)
+    one_each = trials(group, count)
+    embeddings = np.eye(len(one_each), dtype=np.float32)
+    truth = keypoints(len(one_each))
+    return Exam(
+        trials=one_each,
+        references=group.images[: len(one_each)],
+        parts=group.parts[: len(one_each)],
+        truth=truth,
+        skeletons=truth,
+        gallery=embeddings,
+        prompts=embeddings,
+        true_prompts=embeddings,
+        real=np.random.default_rng(0).standard_normal((30, len(one_each))),
+    )
+
+
+def test_a_perfect_picture_is_the_ceiling_and_somebody_else_is_not_found():
+    asked = exam()
+    count = len(asked.trials)
+    colours = np.random.default_rng(0).random((count, 2, 3))
+    perfect = Seen(keypoints=asked.truth, identity=asked.gallery, clip=asked.prompts, colours=colours)
+    found = compare(asked, perfect, perfect, perfect)
+    assert found["metrics"] == found["ceilings"] == found["autoencoded"]
+    for name in ("id_similarity", "id_top1", "pose_pck10", "pose_pck05", "skeleton_pck10", "clip_score"):
+        assert found["metrics"][name]["value"] == 1
+        assert found["floors"][name]["value"] < 0.3
+    assert (
+        found["metrics"]["clothes_colour_distance"]["value"] == 0 < found["floors"]["clothes_colour_distance"]["value"]
+    )
+    assert "fd_judge_clip" not in found["floors"]
+    assert found["by_pose"]["id_similarity"]["walking"]["value"] == 1
+
+
+def test_trials_take_one_photograph_a_person_and_another_place():
+    people = photographs()
     chosen = trials(people, 8)
     assert len({trial.identity for trial in chosen}) == len(chosen) == 8
     assert all(people.photos[trial.index] and trial.place != "beach" for trial in chosen)
     assert chosen == trials(people, 8)
+
+
+def test_more_pictures_a_person_are_rounds_of_other_references_and_prompts():
+    people = photographs()
+    chosen = trials(people, 8, pictures=3)
+    assert [trial.round for trial in chosen] == [0] * 8 + [1] * 8 + [2] * 8
+    assert chosen[:8] == trials(people, 8)
+    assert [trial.identity for trial in chosen] == 3 * [trial.identity for trial in chosen[:8]]
+    assert all(people.photos[trial.index] for trial in chosen)
+    several = [trial.identity for trial in chosen if people.photos[people.identity == trial.identity].sum() > 2]
+    assert several
+    assert all(len({trial.index for trial in chosen if trial.identity == identity}) > 1 for identity in several)
+
+
+def test_identity_is_compared_with_another_photograph_of_the_person():
+    people = photographs()
+    chosen = trials(people, 8, pictures=3)
+    assert not {trial.other for trial in chosen} & {trial.index for trial in chosen}
+    assert all(people.identity[trial.other] == trial.identity for trial in chosen)
+    assert all(people.photos[trial.other] for trial in chosen)
+
+
+class Copyist:
+    """A generator that draws its reference again, and knows nobody in the first picture it is shown."""
+
+    def __init__(self):
+        self.bundle, self.refused = open_bundle(None), False
+
+    def identify(self, image):
+        if not self.refused:
+            self.refused = True
+            raise InputError("nobody")
+        return SimpleNamespace(image=image, keypoints=keypoints(1)[0])
+
+    def batch(self, requests, seed):
+        return [SimpleNamespace(image=identity.image) for identity, _ in requests]
+
+
+def test_evaluation_of_a_copyist_gives_the_reference_its_own_scores(judges):
+    people = photographs(size=64)
+    chosen = trials(people, 8, pictures=2)
+    found = evaluate(Copyist(), judges, people, chosen)
+    assert (found["pictures"], found["people"], found["references_refused"]) == (15, 8, 1)
+    assert found["compared_with_the_reference_itself"] == 0
+    assert found["metrics"].keys() == found["ceilings"].keys() == found["autoencoded"].keys()
+    for name in found["metrics"].keys() - {"clip_score"}:
+        assert found["metrics"][name] == found["ceilings"][name]
+    assert found["metrics"]["clothes_colour_distance"]["value"] == 0
+    assert found["autoencoded"]["clothes_colour_distance"]["value"] > 0
+
+
+def test_evaluation_without_an_encoder_leaves_reconstructions_out(judges, monkeypatch):
+    monkeypatch.setattr("bolid_training.evaluate.run.reconstruct", lambda generator, images: None)
+    people = photographs(size=64)
+    assert "autoencoded" not in evaluate(Copyist(), judges, people, trials(people, 8))

@@ -1,4 +1,4 @@
-"""Metrics with confidence intervals. All functions are NumPy, one value a picture first and means last."""
+"""Metrics in NumPy: one value a picture, or one for two sets of pictures."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from bolid_training.avatars.parts import Part
 
-BOOTSTRAPS = 2000
 MIN_REGION = 40  # pixels; a smaller patch of cloth has no reliable mean colour
 
 
@@ -47,10 +46,34 @@ def colour_distance(found: NDArray, truth: NDArray) -> NDArray[np.float64]:
     return np.nanmean(np.linalg.norm(found - truth, axis=-1), axis=-1)
 
 
-def summary(values: Sequence[float] | NDArray, seed: int = 0) -> dict[str, float | list[float]]:
-    """Mean and its 95 % bootstrap interval over pictures; NaNs are left out."""
-    array = np.asarray(values, np.float64)
-    array = array[np.isfinite(array)]
-    draws = np.random.default_rng(seed).integers(len(array), size=(BOOTSTRAPS, len(array)))
-    low, high = np.percentile(array[draws].mean(1), [2.5, 97.5])
-    return {"value": round(float(array.mean()), 4), "ci95": [round(float(low), 4), round(float(high), 4)]}
+def cosines(first: NDArray, second: NDArray) -> NDArray[np.float64]:
+    """Cosine [B] of each pair of rows of [B, D] and [B, D]."""
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    return (first * second).sum(-1) / np.linalg.norm(first, axis=-1) / np.linalg.norm(second, axis=-1)
+
+
+def found_first(queries: NDArray, gallery: NDArray, size: int) -> NDArray[np.float64]:
+    """1 where a query is nearer to its own entry of the gallery than to those of `size` - 1 other people, else 0: [B].
+
+    Unit rows [B, D] in the same order. Galleries are consecutive people; the last one reaches back to be as large.
+    """
+    count = len(queries)
+    size = min(size, count)
+    starts = np.minimum(np.arange(count) // size * size, count - size)
+    similar = queries @ gallery.T
+    best = [start + similar[row, start : start + size].argmax() for row, start in enumerate(starts)]
+    return (np.array(best) == np.arange(count)).astype(np.float64)
+
+
+def frechet_distance(first: NDArray, second: NDArray) -> float:
+    """That of two Gaussians fitted to features [N, D] and [M, D] (arXiv:1706.08500, eq. 6); biased for few pictures."""
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    p, q = _covariance_root(first), _covariance_root(second)
+    # Tr (P'P Q'Q)^(1/2) is the sum of the singular values of P Q', which rounding cannot push below zero
+    cross = np.linalg.svd(p @ q.T, compute_uv=False).sum()
+    return float(np.square(first.mean(0) - second.mean(0)).sum() + np.square(p).sum() + np.square(q).sum() - 2 * cross)
+
+
+def _covariance_root(features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """R with R'R the covariance of features [N, D]."""
+    return np.linalg.qr((features - features.mean(0)) / (len(features) - 1) ** 0.5, mode="r")

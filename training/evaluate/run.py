@@ -1,4 +1,4 @@
-"""Generates every trial through the SDK and measures it."""
+"""Generates every trial through the SDK and has it judged."""
 
 import platform
 from dataclasses import asdict
@@ -8,126 +8,102 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
-from tqdm import tqdm
 
-from bolid_sdk import Generator, Identity
-from bolid_sdk.backends import open_backend
-from bolid_sdk.contracts import MIN_CONFIDENCE
-from bolid_sdk.errors import InputError
-from bolid_sdk.graphs import Graphs
-from bolid_sdk.pose import draw_skeleton, estimate_pose
-from bolid_training.avatars.sheets import contact_sheet
+from bolid_sdk import Generator
 from bolid_training.data import People
-from bolid_training.evaluate.metrics import clothes_colours, colour_distance, keypoint_errors, pck, summary
+from bolid_training.evaluate.exam import GALLERY, Exam, Seen, look, scores, set_exam
+from bolid_training.evaluate.intervals import Summary, distance_summary, summary
+from bolid_training.evaluate.pictures import generate, identify, reconstruct
 from bolid_training.evaluate.protocol import Trial
 from bolid_training.evaluate.provenance import commit, cpu_name
+from bolid_training.judges.panel import Judges
 
-BATCH = 8
+BY_POSE = ("pose_pck10", "id_similarity")
 
 
-def evaluate(generator: Generator, people: People, trials: list[Trial], seed: int = 0) -> dict[str, Any]:
-    """Metrics of one picture for each trial, with ceilings (the reference itself) and floors (somebody else).
+def evaluate(
+    generator: Generator, judges: Judges, people: People, trials: list[Trial], seed: int = 0
+) -> dict[str, Any]:
+    """Metrics of one picture for each trial.
+
+    Beside them stand `ceilings` (the reference in the picture's place), `autoencoded` (the reference through the
+    bundle's autoencoder, if the bundle can encode), and `floors` (somebody else's reference).
 
     Pose is measured twice: against the reference's exact keypoints, and against the skeleton that was estimated there
     and drawn for the guider. The first has the errors of two estimates in it, the second tells how it was followed.
     """
     accepted = identify(generator, people, trials)
-    kept = [trial for trial, _ in accepted]
-    generated = generate(generator, accepted, seed)
-    indices = [trial.index for trial in kept]
-    truth, references = people.keypoints[indices], people.images[indices]
-    kept_poses = np.stack([identity.keypoints for _, identity in accepted])
-    shown = np.concatenate([kept_poses[..., :2], kept_poses[..., 2:] >= MIN_CONFIDENCE], -1)
-    found = estimate(generator, generated)
-    drawn_errors, followed_errors = keypoint_errors(found, truth), keypoint_errors(found, shown)
-    real_errors = keypoint_errors(kept_poses, truth)
-    other_errors = keypoint_errors(np.roll(truth, 1, 0), truth)
-    parts = people.parts[indices]
-    real = np.stack([clothes_colours(i, p) for i, p in zip(references, parts, strict=True)])
-    drawn = np.stack([clothes_colours(i, p) for i, p in zip(generated, parts, strict=True)])
+    exam = set_exam(judges, people, accepted)
+    generated = look(judges, exam, generate(generator, accepted, seed))
+    reference = look(judges, exam, exam.references)
+    rebuilt = reconstruct(generator, exam.references)
+    alone = sum(trial.other == trial.index for trial in exam.trials)
     return {
-        "pictures": len(kept),
-        "references_refused": len(trials) - len(kept),
-        "metrics": {
-            "pose_pck10": summary(pck(drawn_errors, 0.1)),
-            "pose_pck05": summary(pck(drawn_errors, 0.05)),
-            "skeleton_pck10": summary(pck(followed_errors, 0.1)),
-            "clothes_colour_distance": summary(colour_distance(drawn, real)),
-        },
-        "ceilings": {
-            "pose_pck10": summary(pck(real_errors, 0.1)),
-            "pose_pck05": summary(pck(real_errors, 0.05)),
-            "skeleton_pck10": {"value": 1.0},
-            "clothes_colour_distance": {"value": 0.0},
-        },
-        "floors": {
-            "pose_pck10": summary(pck(other_errors, 0.1)),
-            "pose_pck05": summary(pck(other_errors, 0.05)),
-            "skeleton_pck10": summary(pck(keypoint_errors(np.roll(shown, 1, 0), shown), 0.1)),
-            "clothes_colour_distance": summary(colour_distance(np.roll(real, 1, 0), real)),
-        },
-        "by_pose": {
-            pose: summary(pck(drawn_errors[[t.pose == pose for t in kept]], 0.1))
-            for pose in sorted({trial.pose for trial in kept})
-        },
+        "pictures": len(exam.trials),
+        "people": len(np.unique(exam.people)),
+        "references_refused": len(trials) - len(accepted),
+        "compared_with_the_reference_itself": alone,
+        **compare(exam, generated, reference, None if rebuilt is None else look(judges, exam, rebuilt)),
     }
 
 
-def identify(generator: Generator, people: People, trials: list[Trial]) -> list[tuple[Trial, Identity]]:
-    """The trials whose reference the SDK accepts; the others are counted as refused."""
-    accepted = []
-    for trial in trials:
-        try:
-            accepted.append((trial, generator.identify(Image.fromarray(people.images[trial.index]))))
-        except InputError:
-            continue
-    return accepted
+def compare(exam: Exam, generated: Seen, reference: Seen, rebuilt: Seen | None = None) -> dict[str, Any]:
+    """Summaries of the generated pictures and of those that stand beside them."""
+    drawn = scores(exam, generated, reference, exam.prompts)
+    shown = scores(exam, reference, reference, exam.true_prompts)
+    others = scores(exam, reference.somebody_else(), reference, exam.prompts)
+    rows = {
+        "metrics": summaries(exam, drawn) | distance(exam, generated),
+        "ceilings": summaries(exam, shown) | distance(exam, reference),
+        "floors": summaries(exam, others),
+        "by_pose": {name: by_pose(exam, drawn[name]) for name in BY_POSE},
+    }
+    if rebuilt is not None:
+        coded = scores(exam, rebuilt, reference, exam.true_prompts)
+        rows["autoencoded"] = summaries(exam, coded) | distance(exam, rebuilt)
+    return rows
 
 
-def generate(generator: Generator, accepted: list[tuple[Trial, Identity]], seed: int) -> NDArray[np.uint8]:
-    """One picture [B, H, W, 3] for each trial."""
-    requests = [(identity, trial.prompt) for trial, identity in accepted]
-    pictures = []
-    for start in tqdm(range(0, len(requests), BATCH), desc="pictures", unit=f"x{BATCH}", dynamic_ncols=True):
-        results = generator.batch(requests[start : start + BATCH], seed=seed + start)
-        pictures += [np.asarray(result.image) for result in results]
-    return np.stack(pictures)
+def summaries(exam: Exam, values: dict[str, NDArray]) -> dict[str, Summary]:
+    """Of every metric that has a value for each picture."""
+    return {name: summary(found, exam.people) for name, found in values.items()}
 
 
-def estimate(generator: Generator, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Keypoints [B, 12, 3] by the bundle's pose estimator, without its thresholds."""
-    sizes = generator.bundle.manifest.sizes
-    estimator = Graphs(generator.bundle, open_backend(None, "auto", None))["pose_estimator"]
-    size = (sizes.pose_height, sizes.pose_width)
-    return np.stack([estimate_pose(estimator, Image.fromarray(image), size).keypoints for image in images])
+def distance(exam: Exam, seen: Seen) -> dict[str, Summary]:
+    """Of the metric that compares sets of pictures."""
+    return {"fd_judge_clip": distance_summary(seen.clip, exam.real, exam.people)}
 
 
-def sheet(generator: Generator, people: People, trials: list[Trial], rows: int = 10, seeds: int = 4) -> Image.Image:
-    """Rows of reference, pose, and `seeds` pictures of the first accepted trials; the prompt stands under them."""
-    cells, labels = [], []
-    for trial, identity in identify(generator, people, trials[: 3 * rows])[:rows]:
-        reference = people.images[trial.index]
-        skeleton = draw_skeleton(identity.keypoints, *reference.shape[:2])
-        results = generator.batch([(identity, trial.prompt)] * seeds, seed=0)
-        cells += [reference, skeleton, *(np.asarray(result.image) for result in results)]
-        labels += ["reference", "pose", trial.prompt, *[""] * (seeds - 1)]
-    return contact_sheet(cells, columns=2 + seeds, labels=labels)
+def by_pose(exam: Exam, values: NDArray) -> dict[str, Summary]:
+    """A metric's summary for each class of poses."""
+    poses = np.array([trial.pose for trial in exam.trials])
+    return {str(pose): summary(values[poses == pose], exam.people[poses == pose]) for pose in np.unique(poses)}
 
 
-def setup(generator: Generator, seed: int) -> dict[str, Any]:
+def setup(generator: Generator, judges: Judges, seed: int) -> dict[str, Any]:
     """What a reader needs to repeat the run."""
     return {
         "date": date.today().isoformat(),
         "commit": commit(),
         "bundle": generator.bundle.digest,
+        "judges": judges.digest,
         "precision": generator.bundle.manifest.precision,
         "sampling": asdict(generator.bundle.manifest.sampling),
         "backend": generator.backend,
         "seed": seed,
         "machine": cpu_name(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("bolid-sdk", "numpy", "onnxruntime")},
-        "normalisation": "PCK thresholds are fractions of the longer side of the box around the true keypoints",
-        "pose_network": "the bundle's own pose estimator, which has also estimated the skeleton",
+        "versions": {name: version(name) for name in ("bolid-sdk", "numpy", "onnxruntime", "torch", "transformers")},
+        "protocol": PROTOCOL,
     }
+
+
+PROTOCOL = {
+    "intervals": "95 % bootstrap over people; for Frechet distances the basic one, over people and real pictures",
+    "id_similarity": "cosine of judge_identity's embeddings of the picture and of another real picture of the person",
+    "id_top1": f"share found first among up to {GALLERY} people, by a real picture of each that is not the reference",
+    "pose_pck": "judge_pose's keypoints in two looks; thresholds are fractions of the longer side of the true box",
+    "clip_score": "cosine by judge_clip; real pictures with a prompt that names their own pose and place",
+    "fd_judge_clip": "Frechet distance of judge_clip's unit image embeddings to the split's other photographs",
+    "judges": "trained apart from the model, other architectures and seeds; never a condition, never in a loss",
+}

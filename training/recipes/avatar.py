@@ -20,3 +20,9 @@ STAGES = {
     "unet": StageRecipe(steps=12000, batch_size=16, learning_rate=6e-4, validate_every=1000),
     "adapter": StageRecipe(steps=6000, batch_size=16, learning_rate=6e-4, validate_every=1000),
 }
+
+JUDGES = {
+    "judge_identity": StageRecipe(steps=1200, batch_size=64, learning_rate=1e-3, ema_decay=0.998),
+    "judge_pose": StageRecipe(steps=2000, batch_size=32, learning_rate=1e-3, ema_decay=0.998),
+    "judge_clip": StageRecipe(steps=1000, batch_size=64, learning_rate=1e-3),
+}

@@ -1,0 +1,64 @@
+"""Pictures from the SDK: of every trial, of the references through the autoencoder, and a sheet to look at."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from bolid_sdk import Generator, Identity
+from bolid_sdk.backends import open_backend
+from bolid_sdk.errors import InputError
+from bolid_sdk.graphs import Graphs
+from bolid_sdk.images import from_signed, stack_pixels, to_signed
+from bolid_sdk.pose import draw_skeleton
+from bolid_training.avatars.sheets import contact_sheet
+from bolid_training.data import People
+from bolid_training.evaluate.protocol import Trial
+
+BATCH = 8
+
+
+def identify(generator: Generator, people: People, trials: list[Trial]) -> list[tuple[Trial, Identity]]:
+    """The trials whose reference the SDK accepts; the others are counted as refused."""
+    accepted = []
+    for trial in trials:
+        try:
+            accepted.append((trial, generator.identify(Image.fromarray(people.images[trial.index]))))
+        except InputError:
+            continue
+    return accepted
+
+
+def generate(generator: Generator, accepted: list[tuple[Trial, Identity]], seed: int) -> NDArray[np.uint8]:
+    """One picture [B, H, W, 3] for each trial."""
+    requests = [(identity, trial.prompt) for trial, identity in accepted]
+    pictures = []
+    for start in tqdm(range(0, len(requests), BATCH), desc="pictures", unit=f"x{BATCH}", dynamic_ncols=True):
+        results = generator.batch(requests[start : start + BATCH], seed=seed + start)
+        pictures += [np.asarray(result.image) for result in results]
+    return np.stack(pictures)
+
+
+def reconstruct(generator: Generator, images: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """Pictures [B, H, W, 3] through the bundle's autoencoder; None for a bundle without an encoder."""
+    graphs = Graphs(generator.bundle, open_backend(None, "auto", None))
+    if "vae_encoder" not in graphs:
+        return None
+    rebuilt = []
+    for start in range(0, len(images), BATCH):
+        latents = graphs["vae_encoder"].run({"pixels": to_signed(images[start : start + BATCH])})["latents"]
+        pixels = graphs["vae_decoder"].run({"latents": np.asarray(latents, np.float32)})["pixels"]
+        rebuilt += from_signed(np.asarray(pixels, np.float32))
+    return stack_pixels(rebuilt)
+
+
+def sheet(generator: Generator, people: People, trials: list[Trial], rows: int = 10, seeds: int = 4) -> Image.Image:
+    """Rows of reference, pose, and `seeds` pictures of the first accepted trials; the prompt stands under them."""
+    cells, labels = [], []
+    for trial, identity in identify(generator, people, trials[: 3 * rows])[:rows]:
+        reference = people.images[trial.index]
+        skeleton = draw_skeleton(identity.keypoints, *reference.shape[:2])
+        results = generator.batch([(identity, trial.prompt)] * seeds, seed=0)
+        cells += [reference, skeleton, *(np.asarray(result.image) for result in results)]
+        labels += ["reference", "pose", trial.prompt, *[""] * (seeds - 1)]
+    return contact_sheet(cells, columns=2 + seeds, labels=labels)
