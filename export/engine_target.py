@@ -37,8 +37,8 @@ class EngineRequest:
         return cls(
             runtime=require_library(),
             compute_capabilities=parse_compute_capabilities(compute_capabilities),
-            batch=Range.parse(batch or DEFAULT_BATCH, "--batch"),
-            size=Range.parse(size, "--size") if size else None,
+            batch=Range.parse(DEFAULT_BATCH if batch is None else batch, "--batch"),
+            size=None if size is None else Range.parse(size, "--size"),
         )
 
     def resolve(self, sizes: Sizes) -> EngineTarget:

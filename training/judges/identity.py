@@ -115,7 +115,8 @@ class IdentityTask:
         logits, target = first @ second.T / TEMPERATURE, torch.arange(len(first))
         contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         known = batch["colours"].isfinite()
-        colour = F.mse_loss(colours[known], batch["colours"][known])
+        error = F.mse_loss(colours[known], batch["colours"][known], reduction="sum")
+        colour = error / known.sum().clamp(min=1)
         top1 = (logits.argmax(1) == target).float().mean()
         return {"loss": contrast + COLOUR_WEIGHT * colour, "contrast": contrast, "colour": colour, "top1": top1}
 
