@@ -17,7 +17,7 @@ from bolid_sdk.errors import BackendError, BolidError
 
 Report: TypeAlias = dict[str, Any]
 
-PACKAGES = ("bolid-sdk", "numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "click")
+PACKAGES = ("bolid-sdk", "numpy", "pillow", "tokenizers", "onnxruntime", "onnxruntime-gpu", "openvino", "click")
 MIN_GOLDEN_COSINE = 0.999
 
 

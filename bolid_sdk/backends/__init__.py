@@ -88,6 +88,12 @@ BACKENDS: tuple[BackendEntry, ...] = (
         needs="onnxruntime",
         install="pip install onnxruntime (or onnxruntime-gpu)",
     ),
+    BackendEntry(
+        name="openvino",
+        module="bolid_sdk.backends.ov",
+        needs="openvino",
+        install="pip install 'bolid-sdk[openvino]'",
+    ),
 )
 """In the order in which `auto` tries them."""
 

@@ -1,0 +1,117 @@
+"""OpenVINO against ONNX Runtime on the embedded bundle, and the promises of the Engine and Loop protocols."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from bolid_sdk.backends import open_backend
+from bolid_sdk.backends.ov import PIXEL_GRAPHS
+from bolid_sdk.bundle import open_bundle
+from bolid_sdk.errors import BackendError, BundleError, InputError
+from bolid_sdk.generator import Generator
+
+MIN_COSINE = {True: 0.999, False: 0.99999}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("BOLID_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "openvino"
+
+
+@pytest.fixture
+def backend(cache):
+    return open_backend("openvino", threads=1)
+
+
+def load(backend, bundle, name):
+    entry = bundle.manifest.graphs[name]
+    return backend.load(bundle.file(entry.file), entry.spec)
+
+
+def latents(batch=1, side=4, seed=0):
+    return {"latents": np.random.default_rng(seed).standard_normal((batch, 4, side, side), np.float32)}
+
+
+def golden(bundle, name):
+    with np.load(bundle.file(bundle.manifest.golden)) as arrays:
+        return {key.split("/")[2]: arrays[key] for key in arrays.files if key.startswith(f"{name}/inputs/")}
+
+
+@pytest.mark.parametrize("name", sorted(open_bundle().manifest.graphs))
+def test_every_graph_agrees_with_onnxruntime(backend, name):
+    bundle = open_bundle()
+    inputs = golden(bundle, name)
+    expected = load(open_backend("onnxruntime", threads=1), bundle, name).run(inputs)
+    for key, value in load(backend, bundle, name).run(inputs).items():
+        one, other = value.astype(float).ravel(), expected[key].astype(float).ravel()
+        assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) >= MIN_COSINE[name in PIXEL_GRAPHS]
+
+
+@pytest.mark.parametrize(("batch", "side"), [(1, 4), (2, 4), (1, 8), (2, 8)])
+def test_sizes_and_batches(backend, tiny_bundle, batch, side):
+    inputs = latents(batch, side)
+    expected = load(open_backend("onnxruntime"), tiny_bundle, "vae_decoder").run(inputs)["pixels"]
+    found = load(backend, tiny_bundle, "vae_decoder").run(inputs)["pixels"]
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_threads_give_the_picture_of_one_alone(tiny_bundle, reference):
+    generator = Generator(tiny_bundle.path, backend="openvino", threads=1)
+    alone = np.asarray(generator(reference, "walking", seed=3).image)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda _: generator(reference, "walking", seed=3).image, range(8)))
+    assert all(np.array_equal(alone, image) for image in results)
+
+
+def test_a_size_is_compiled_once_for_all_threads(backend, tiny_bundle):
+    engine = load(backend, tiny_bundle, "vae_decoder")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda seed: engine.run(latents(seed=seed)), range(8)))
+    assert len(engine._compiled) == 1
+
+
+def test_outputs_of_a_loop_keep_their_values(backend, tiny_bundle):
+    loop = load(backend, tiny_bundle, "vae_decoder").bind({})
+    outputs = [loop.run(latents(seed=seed))["pixels"] for seed in range(4)]
+    before = [output.numpy() for output in outputs]
+    loop.run(latents(seed=9))
+    assert all(np.array_equal(output.numpy(), value) for output, value in zip(outputs, before, strict=True))
+
+
+def test_compiled_graphs_are_kept_and_damage_is_survived(cache, tiny_bundle):
+    expected = load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents())["pixels"]
+    blobs = list(cache.rglob("*.blob"))
+    assert blobs
+    for content in (b"", b"noise", blobs[0].read_bytes()[:100]):
+        blobs[0].write_bytes(content)
+        found = load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents())["pixels"]
+        assert np.array_equal(found, expected)
+
+
+def test_an_unwritable_cache_is_a_notice(tmp_path, tiny_bundle, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BOLID_CACHE_DIR", str(tmp_path / "file"))
+    backend = open_backend("openvino")
+    assert "not cached" in backend.notices[0]
+    assert load(backend, tiny_bundle, "vae_decoder").run(latents())["pixels"].shape == (1, 3, 32, 32)
+
+
+def test_wrong_inputs(backend, tiny_bundle):
+    engine = load(backend, tiny_bundle, "vae_decoder")
+    with pytest.raises(InputError, match="expected"):
+        engine.run({"pixels": np.zeros((1, 4, 4, 4), np.float32)})
+    with pytest.raises(BackendError, match="vae_decoder"):
+        engine.run({"latents": np.zeros((1, 5, 4, 4), np.float32)})
+    with pytest.raises(BackendError, match="vae_decoder"):
+        engine.run({"latents": np.zeros((1, 4, 4, 4), np.int64)})
+
+
+def test_damage_and_strange_devices(backend, tiny_bundle, tmp_path):
+    entry = tiny_bundle.manifest.graphs["vae_decoder"]
+    (tmp_path / "noise.onnx").write_bytes(bytes(range(256)))
+    with pytest.raises(BundleError, match=r"noise\.onnx"):
+        backend.load(tmp_path / "noise.onnx", entry.spec)
+    with pytest.raises(BackendError, match="CPU"):
+        open_backend("openvino", "cuda")
