@@ -70,6 +70,16 @@ def test_a_whole_picture_agrees_with_onnxruntime():
     assert 10 * np.log10(255**2 / max(error, 1e-9)) >= 40
 
 
+def test_the_samplers_update_stays_float32(backend):
+    """With coefficients that keep the sample, it comes back to the last bit, whatever the UNet computes in."""
+    bundle = open_bundle()
+    inputs = golden(bundle, "denoiser")
+    inputs["coefficients"] = np.array([1, 0, 0, 1, 0, 0, 0], np.float32)
+    inputs["sample"] = np.random.default_rng(0).standard_normal(inputs["sample"].shape, np.float32)
+    outputs = load(backend, bundle, "denoiser").run(inputs)
+    np.testing.assert_array_equal(outputs["next_sample"], inputs["sample"])
+
+
 def test_threads_give_the_picture_of_one_alone(tiny_bundle, reference):
     generator = Generator(tiny_bundle.path, backend="openvino", threads=1)
     alone = np.asarray(generator(reference, "walking", seed=3).image)
