@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 RUNS = Path("runs/avatar")
 DATA = Path("runs/people")
-RECOLOURED = 2  # how many times the adapter's people come back in other colours
 RECIPES = STAGES | JUDGES
 
 
@@ -185,7 +184,7 @@ def build_task(
     import torch
     import transformers
 
-    from bolid_training.data import load_people, with_recoloured
+    from bolid_training.data import load_people
     from bolid_training.model.config import AvatarConfig
 
     diffusers.logging.set_verbosity_error()
@@ -215,4 +214,4 @@ def build_task(
         return UnetTask(config, people, validation, runs)
     from bolid_training.stages.adapter import AdapterTask
 
-    return AdapterTask(config, with_recoloured(people, RECOLOURED), validation, runs)
+    return AdapterTask(config, people, validation, runs)

@@ -1,6 +1,11 @@
-"""The number format that this machine multiplies fastest."""
+"""The number format, layout and attention with which this machine is fastest."""
+
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def fastest_precision() -> str:
@@ -14,6 +19,12 @@ def fastest_precision() -> str:
 def autocast() -> torch.autocast:
     """Automatic casts of CPU operations to `fastest_precision`."""
     return torch.autocast("cpu", torch.bfloat16, enabled=fastest_precision() == "bf16")
+
+
+def use_fastest_attention(model: "PreTrainedModel") -> None:
+    """On CPUs the backward of bfloat16 scaled_dot_product_attention is slower than that of its parts."""
+    if fastest_precision() == "bf16":
+        model.set_attn_implementation("eager")
 
 
 def fastest_layout() -> torch.memory_format:

@@ -1,7 +1,7 @@
 """More people from the same pictures: clothes and hair in other colours, the same in all pictures of a person.
 
-A person is new to the adapter when the colours are. Rendering a new one takes two cores a third of a second; changing
-the colours of one takes two milliseconds, and the segmentation says where.
+A person is new to the adapter when the colours are. Two cores render 13 pictures a second; one dyes about 150, and the
+segmentation says where.
 """
 
 import numpy as np

@@ -63,7 +63,8 @@ class Shard:
 def split_identities(settings: Settings) -> dict[str, list[int]]:
     """Disjoint identities of each split in random order: 10 % test, 3 % validation, the rest training.
 
-    `empty` holds indices of pictures without a person instead, one for 40 others.
+    `empty` holds indices of pictures without a person instead, one for 40 others. Another number of identities gives
+    another split of the same people: what was trained on one data set must not be tested on another of its seed.
     """
     order = np.random.default_rng([_SPLIT_STREAM, settings.seed]).permutation(settings.identities).tolist()
     test, validation = (math.ceil(round(settings.identities * share, 6)) for share in (TEST_SHARE, VALIDATION_SHARE))

@@ -30,7 +30,7 @@ from bolid_training.conditions import (
     shrink,
     skeleton_batch,
 )
-from bolid_training.data import People, cached
+from bolid_training.data import People, cached, with_recoloured
 from bolid_training.evaluate.metrics import clothes_colours, mean_colours
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import build_scheduler, clip_parts
@@ -53,6 +53,7 @@ NAME_CLOTHES = 0.3  # share of captions that may name clothes: what the text say
 IMAGE_PROMPT = 0.3  # share of steps with an image prompt; without one the branch is off, as at inference
 DROP_IMAGE = 0.05
 TWO_REFERENCES = 0.2
+RECOLOURED = 2  # how many times everybody comes back in other colours
 COLOUR_WEIGHT = 1.0
 COLOURED = ((Part.FACE,), (Part.HAIR, Part.HAT), (Part.UPPER,), (Part.LOWER,), (Part.SHOES,))
 
@@ -92,6 +93,7 @@ class ConditionedUNet(nn.Module):
 
 class AdapterTask:
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
+        people = with_recoloured(people, RECOLOURED)
         self.config, self.people, self.validation, self.runs = config, people, validation, runs
         self.vae = AutoencoderTiny.from_pretrained(runs / "vae" / "model").eval().requires_grad_(False)
         clip = CLIPModel.from_pretrained(runs / "clip" / "model")

@@ -17,7 +17,7 @@ from bolid_training.conditions import BODY, body_masks
 from bolid_training.data import People, pixels, resize
 from bolid_training.model.checkpoint import MAX_TOKENS, build_clip, build_feature_extractor, train_tokenizer
 from bolid_training.model.config import AvatarConfig
-from bolid_training.precision import fastest_precision
+from bolid_training.precision import use_fastest_attention
 
 MIN_CROP = 0.6
 CLOSE_UP = 0.2  # smallest side of a close-up: a head's
@@ -54,9 +54,7 @@ class ClipTask:
         self.tokenizer = train_tokenizer(texts, config.vocabulary)
         self.clip = build_clip(config, self.tokenizer)
         self.module = PatchReadingCLIP(self.clip)
-        if fastest_precision() == "bf16":
-            # on CPUs the backward of bfloat16 scaled_dot_product_attention is slower than that of its parts
-            self.clip.set_attn_implementation("eager")
+        use_fastest_attention(self.clip)
         self.feature_extractor = build_feature_extractor(config)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ from bolid_training.model.pose_estimator import (
     draw_heatmaps,
     load_pose_estimator,
 )
-from bolid_training.precision import autocast, fastest_layout, fastest_precision
+from bolid_training.precision import autocast, fastest_layout, use_fastest_attention
 from bolid_training.stages.unet import cached_latents
 from bolid_training.stages.vae import to_bytes
 from bolid_training.views import Views, upright
@@ -90,9 +90,7 @@ class PoseTask:
         self.boxes = np.stack([person_box(estimated_keypoints(k, i)) for i, k in enumerate(people.keypoints)])
         self.estimator = build_pose_estimator(config.pose_size, config.pose_width, config.pose_layers)
         self.module = SegmentingPose(self.estimator).to(memory_format=fastest_layout())
-        if fastest_precision() == "bf16":
-            # on CPUs the backward of bfloat16 scaled_dot_product_attention is slower than that of its parts
-            self.estimator.vitpose.backbone.set_attn_implementation("eager")
+        use_fastest_attention(self.estimator.vitpose.backbone)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         indices = rng.integers(len(self.people), size=size)

@@ -31,7 +31,7 @@ from bolid_training.model.attention import PlainAttnProcessor
 from bolid_training.model.checkpoint import build_scheduler, build_unet, clip_parts
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.sampling import sample_latents, seeded_noise
-from bolid_training.precision import autocast, fastest_layout, fastest_precision
+from bolid_training.precision import autocast, fastest_layout, use_fastest_attention
 from bolid_training.stages.clip import tokenize
 from bolid_training.stages.vae import to_bytes
 
@@ -79,9 +79,7 @@ class UnetTask:
         self.validation_latents = cached_latents(self.vae, validation, cache / f"latents-validation-{count}.npy")
         self.validation_skeletons = np.array(cached_skeletons(validation, cache / f"skeletons-validation-{count}.npy"))
         text_encoder = clip_parts(clip)["text_encoder"]
-        if fastest_precision() == "bf16":
-            # on CPUs the backward of bfloat16 scaled_dot_product_attention is slower than that of its parts
-            text_encoder.set_attn_implementation("eager")
+        use_fastest_attention(text_encoder)
         self.module = GuidedUNet(config, text_encoder).to(memory_format=fastest_layout())
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
