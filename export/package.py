@@ -26,7 +26,6 @@ GOLDEN, TOKENIZER, REPORT = "golden.npz", "tokenizer.json", "report.md"
 # A protobuf ends at 2 GB; far below that, one file a graph is simpler to copy and to hash.
 EXTERNAL_DATA_BYTES = 1 << 30
 
-STEPS = 12
 
 
 def noise_schedule(checkpoint: Checkpoint) -> NoiseSchedule:
@@ -49,7 +48,7 @@ def noise_schedule(checkpoint: Checkpoint) -> NoiseSchedule:
 def default_sampling(checkpoint: Checkpoint) -> ResolvedSampling:
     """DDIM as the checkpoint's scheduler spaces it: also what the loop is verified with."""
     spacing = checkpoint.scheduler.config.timestep_spacing
-    return ResolvedSampling(steps=STEPS, guidance=checkpoint.config.guidance, sampler="ddim", spacing=spacing)
+    return ResolvedSampling(steps=checkpoint.config.steps, guidance=checkpoint.config.guidance, sampler="ddim", spacing=spacing)
 
 
 def save_graph(model: onnx.ModelProto, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPToken
 
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import (
+    LIGHTNING,
     Checkpoint,
     build_scheduler,
     cast_weights,
@@ -18,13 +20,21 @@ from bolid_training.model.checkpoint import (
     load_checkpoint,
 )
 from bolid_training.model.config import AvatarConfig
+from bolid_training.model.lightning import LORA_FILE, STEPS
 from bolid_training.model.pose_estimator import load_pose_estimator
 
 
 def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = None) -> int:
-    """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes."""
+    """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes.
+
+    With a `runs/lightning/model`, its LoRA and its adapter go in, and the checkpoint samples as they were trained to.
+    """
     config = config or AvatarConfig()
     model = _models(runs)
+    lightning = runs / LIGHTNING / "model"
+    if lightning.is_dir():
+        config = replace(config, steps=STEPS, guidance=1.0)
+        model["adapter"] = lightning / "adapter"
     unet = UNet2DConditionModel.from_pretrained(model["unet"])
     adapter = Adapter(unet, config)
     adapter.load(model["adapter"])
@@ -42,7 +52,15 @@ def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = Non
         scheduler=build_scheduler(config),
         adapter=adapter,
     ).save(out)
+    if lightning.is_dir():
+        _keep_lora(lightning, out / LIGHTNING)
     return _size(out)
+
+
+def _keep_lora(model: Path, out: Path) -> None:
+    out.mkdir(exist_ok=True)
+    shutil.copy(model / LORA_FILE, out / LORA_FILE)
+    cast_weights(out, torch.float16)
 
 
 def unpack_checkpoint(folder: Path, runs: Path) -> None:
@@ -61,6 +79,10 @@ def unpack_checkpoint(folder: Path, runs: Path) -> None:
     checkpoint.text_encoder.save_pretrained(model["unet"] / "text_encoder")
     checkpoint.adapter.pose_guider.save_pretrained(model["unet"] / "pose_guider")
     checkpoint.adapter.save(model["adapter"])
+    if (lora := folder / LIGHTNING / LORA_FILE).is_file():
+        lightning = runs / LIGHTNING / "model"
+        checkpoint.adapter.save(lightning / "adapter")
+        shutil.copy(lora, lightning / LORA_FILE)
 
 
 def keep_stages(names: Sequence[str], runs: Path, out: Path) -> int:

@@ -31,6 +31,7 @@ def main() -> None:
       bolid-train stage pose                 12 keypoints
       bolid-train stage unet                 the text-to-image base
       bolid-train stage adapter              BoLID on the frozen base
+      bolid-train stage lightning            both in four steps without guidance
       bolid-train assemble                   one diffusers folder of all that
       bolid-export --precision fp16          engines for the SDK
 
@@ -212,6 +213,10 @@ def build_task(
         from bolid_training.stages.unet import UnetTask
 
         return UnetTask(config, people, validation, runs)
+    if name == "lightning":
+        from bolid_training.stages.lightning import LightningTask
+
+        return LightningTask(config, people, validation, runs)
     from bolid_training.stages.adapter import AdapterTask
 
     return AdapterTask(config, people, validation, runs)

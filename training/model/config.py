@@ -8,7 +8,7 @@ class AvatarConfig:
     """Everything that `build_checkpoint` needs. Pixels, latents and channels are counts; see docs/architecture.md.
 
     Set on validation people after training: `pose_threshold`, the pose estimator's mean confidence below which a
-    picture shows nobody, and `guidance`, with which a bundle samples when nothing is said.
+    picture shows nobody, and `steps` and `guidance`, with which a bundle samples when nothing is said.
     """
 
     image_size: int = 128
@@ -32,6 +32,7 @@ class AvatarConfig:
     image_tokens: int = 16
     resampler_width: int = 192
     parts: int = 5
+    steps: int = 12
     guidance: float = 3.0
     beta_start: float = 0.00085
     beta_end: float = 0.012

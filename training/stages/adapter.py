@@ -80,15 +80,19 @@ class ConditionedUNet(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         attention = self.attention(batch)
+        colours = self.colours(attention["identity_tokens"].flatten(1)).unflatten(1, (len(COLOURED), 3))
+        return self.predict(batch, attention), colours
+
+    def predict(self, batch: dict[str, Tensor], attention: dict[str, Tensor]) -> Tensor:
+        """v [B, c, h, w]."""
         features = masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
-        output = self.frozen[0](
+        return self.frozen[0](
             batch["sample"],
             batch["timestep"],
             batch["encoder_hidden_states"],
             cross_attention_kwargs=attention,
             down_intrablock_additional_residuals=features,
         ).sample
-        return output, self.colours(attention["identity_tokens"].flatten(1)).unflatten(1, (len(COLOURED), 3))
 
 
 class AdapterTask:
@@ -156,7 +160,7 @@ class AdapterTask:
         chosen = np.stack([rng.choice(people.siblings[i], references) for i in indices])
         batch = noisy_batch(arrays["latents"][indices], self.scheduler, rng) | {
             "encoder_hidden_states": self.encode_text(captions),
-            "patch_tokens": self._patches(arrays["patches"], chosen, drop_identity),
+            "patch_tokens": self.patches(arrays["patches"], chosen, drop_identity),
             "parts": torch.arange(self.config.parts).repeat(references).expand(size, -1),
             "skeleton": skeleton_batch(arrays["skeletons"][indices]),
             "keep_pose": torch.from_numpy(~drop_pose),
@@ -175,7 +179,7 @@ class AdapterTask:
             captions = [caption for caption in captions if not names_clothes(caption)] or captions
         return captions[rng.integers(len(captions))]
 
-    def _patches(self, patches: np.ndarray, chosen: np.ndarray, dropped: np.ndarray) -> Tensor:
+    def patches(self, patches: np.ndarray, chosen: np.ndarray, dropped: np.ndarray) -> Tensor:
         """float32 [B, V, P, D]: the crops of the chosen references [B, R], or those of nobody."""
         tokens = torch.from_numpy(patches[chosen].astype(np.float32)).flatten(1, 2)
         tokens[torch.from_numpy(dropped)] = self.null
@@ -200,7 +204,7 @@ class AdapterTask:
         references = np.array([[people.siblings[i][0]] for i in indices])
         batch = {
             "patch_tokens": torch.cat(
-                [self._patches(arrays["patches"], references, np.full(count, nobody)) for nobody in (True, False)]
+                [self.patches(arrays["patches"], references, np.full(count, nobody)) for nobody in (True, False)]
             ),
             "parts": torch.arange(self.config.parts).expand(2 * count, -1),
         }
