@@ -1,7 +1,8 @@
 """Stage `lightning`: the guided model distilled to four steps without guidance, as a LoRA on the base's UNet.
 
 Progressive distillation (arXiv:2202.00512) in one go: the teacher, which is the base with its adapter, draws 12 guided
-DDIM steps from pure noise; the student learns to take three of them at once, and the guidance with them (arXiv:2210.03142).
+DDIM steps from pure noise; the student learns to take three of them at once, and the guidance with them
+(arXiv:2210.03142).
 Trajectories are drawn once and kept, since one costs 24 runs of the UNet and teaches four of the student's steps.
 
 A LoRA, as LCM-LoRA and SDXL-Lightning are published: the base stays what it was, any diffusers pipeline loads the file,
@@ -177,4 +178,3 @@ def step_target(scheduler: DDIMScheduler, sample: Tensor, end: Tensor, step: Ten
         "target": (start.sqrt() * sample - x0) / (1 - start).sqrt(),
         "weight": torch.ones(len(sample)),
     }
-
