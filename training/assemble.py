@@ -27,11 +27,13 @@ from bolid_training.model.pose_estimator import load_pose_estimator
 def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = None) -> int:
     """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes.
 
-    With a `runs/lightning/model`, its LoRA and its adapter go in, and the checkpoint samples as they were trained to.
+    With a `runs/lightning/model` (or `runs/refine/model`, which goes on from there), its LoRA and its adapter go in,
+    and the checkpoint samples as they were trained to.
     """
     config = config or AvatarConfig()
     model = _models(runs)
-    lightning = runs / LIGHTNING / "model"
+    refined, lightning = (runs / name / "model" for name in ("refine", LIGHTNING))
+    lightning = refined if refined.is_dir() else lightning
     if lightning.is_dir():
         config = replace(config, steps=STEPS, guidance=1.0)
         model["adapter"] = lightning / "adapter"

@@ -32,6 +32,7 @@ def main() -> None:
       bolid-train stage unet                 the text-to-image base
       bolid-train stage adapter              BoLID on the frozen base
       bolid-train stage lightning            both in four steps without guidance
+      bolid-train stage refine               ... taught by finished pictures
       bolid-train assemble                   one diffusers folder of all that
       bolid-export --precision fp16          engines for the SDK
 
@@ -217,6 +218,10 @@ def build_task(
         from bolid_training.stages.lightning import LightningTask
 
         return LightningTask(config, people, validation, runs)
+    if name == "refine":
+        from bolid_training.stages.refine import RefineTask
+
+        return RefineTask(config, people, validation, runs)
     from bolid_training.stages.adapter import AdapterTask
 
     return AdapterTask(config, people, validation, runs)

