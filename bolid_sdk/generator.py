@@ -80,7 +80,7 @@ class Generator:
         if max_batch < 1:
             raise InputError(f"max_batch={max_batch} is unusable; expected at least 1")
         self.bundle: Bundle = open_bundle(bundle)
-        self._backend = open_backend(backend, device, threads)
+        self._backend = open_backend(backend, device, threads, built=self.bundle.manifest.engine_backends)
         self._graphs = Graphs(self.bundle, self._backend)
         self._conditioner = Conditioner(self.bundle, self._graphs)
         self._max_batch = max_batch

@@ -98,6 +98,12 @@ class Manifest:
         }
         return tuple(name for graph, name in by_graph.items() if graph in self.graphs)
 
+    @property
+    def engine_backends(self) -> tuple[str, ...]:
+        """Backends for which every graph has an engine."""
+        built = [set(graph.engines) for graph in self.graphs.values()]
+        return tuple(sorted(set.intersection(*built))) if built else ()
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,

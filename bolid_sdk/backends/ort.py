@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bolid_sdk.backends import Array, Backend, Engine, Loop, Tensor
+from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor
+from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BackendError, BundleError
 
@@ -99,7 +100,7 @@ class OrtBackend:
         place = "cpu" if self.device == "cpu" else f"{self.device}:{self.index}"
         return f"onnxruntime {ort.__version__} on {place}"
 
-    def load(self, path: Path, spec: GraphSpec) -> Engine:
+    def load(self, path: Path, spec: GraphSpec, engines: Mapping[str, EngineFile] = NO_ENGINES) -> Engine:
         session = self._session(path)
         _check_signature(session, spec, path)
         self._check_provider(session)

@@ -15,7 +15,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from bolid_sdk.backends import Array, Backend, Engine, Loop, Tensor
+from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor
+from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BackendError, BundleError, InputError
 
@@ -147,7 +148,7 @@ class OvBackend:
         precision = "bfloat16" if self._bfloat16 else "float32"
         return f"openvino {ov.__version__.partition('-')[0]} on cpu, {precision}"
 
-    def load(self, path: Path, spec: GraphSpec) -> Engine:
+    def load(self, path: Path, spec: GraphSpec, engines: Mapping[str, EngineFile] = NO_ENGINES) -> Engine:
         try:
             model = self._core.read_model(path)
         except RuntimeError as error:
