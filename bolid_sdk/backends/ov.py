@@ -24,7 +24,7 @@ Shapes: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 RECYCLED_OUTPUT = "next_sample"
 """Nobody reads a sample once the next but one exists, so its memory serves again."""
 
-PIXEL_GRAPHS = frozenset({"denoiser", "pose_guider", "vae_decoder"})
+PIXEL_GRAPHS = frozenset({"denoiser", "denoiser_shallow", "pose_guider", "vae_decoder"})
 """What only pixels come from may run in bfloat16. Keypoints are measured, identities are stored and shared with other
 backends, text runs once a prompt: these stay float32."""
 
