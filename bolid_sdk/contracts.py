@@ -55,6 +55,9 @@ MIN_CONFIDENCE = 0.3
 
 HEATMAP_STRIDE = 4
 
+DEEP_FEATURE = "deep_feature"
+"""What a full sampling step leaves for shallow ones (`bolid_sdk.caching`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
@@ -246,7 +249,7 @@ def _denoiser_shallow(sizes: Sizes) -> GraphSpec:
 
 
 def _deep_feature(sizes: Sizes) -> TensorSpec:
-    return _float("deep_feature", "guided_batch", sizes.deep_channels, "latent_height", "latent_width")
+    return _float(DEEP_FEATURE, "guided_batch", sizes.deep_channels, "latent_height", "latent_width")
 
 
 def _step_outputs(sizes: Sizes) -> tuple[TensorSpec, ...]:

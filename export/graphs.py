@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bolid_export.shallow import ShallowUNet, deep_features
-from bolid_sdk.contracts import GraphSpec, Sizes, graph_specs
+from bolid_sdk.contracts import DEEP_FEATURE, GraphSpec, Sizes, graph_specs
 from bolid_training.model.checkpoint import Checkpoint
 from bolid_training.model.pose_estimator import decode_heatmaps
 
@@ -124,15 +124,13 @@ class Denoiser(Graph):
 
         After it, where the spec asks for it, the deep feature.
         """
-        if "deep_feature" not in self.spec.output_names:
+        if DEEP_FEATURE not in self.spec.output_names:
             return (self.unet(sample, timestep, encoder_hidden_states, **conditioning),)
         with deep_features(self.network) as seen:
             output = self.unet(sample, timestep, encoder_hidden_states, **conditioning)
         return output, seen[0]
 
-    def unet(
-        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **conditioning: Tensor
-    ) -> Tensor:
+    def unet(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **conditioning: Tensor) -> Tensor:
         """diffusers' own forward of the whole UNet."""
         cast = {name: value.to(self.dtype) for name, value in conditioning.items()}
         features = [cast.pop(name) for name in list(cast) if name.startswith("pose_features_")]

@@ -86,13 +86,13 @@ class OvEngine:
     """A graph and the sizes it has been compiled for. Safe to share between threads."""
 
     def __init__(self, core: Any, model: Any, spec: GraphSpec, options: Mapping[str, Any]) -> None:
-        self._core, self._model, self._spec, self._options = core, model, spec, options
+        self._core, self._model, self.spec, self._options = core, model, spec, options
         self._compiled: OrderedDict[Shapes, Future[Any]] = OrderedDict()
         self._lock = Lock()
 
     @property
     def name(self) -> str:
-        return self._spec.name
+        return self.spec.name
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return {name: value.numpy() for name, value in self.bind({}).run(inputs).items()}
@@ -102,10 +102,10 @@ class OvEngine:
 
     def compiled(self, inputs: Mapping[str, Tensor]) -> Any:
         """The model for these shapes; two callers that ask at once share one compilation. Raises InputError."""
-        if set(inputs) != set(self._spec.input_names):
-            expected = list(self._spec.input_names)
+        if set(inputs) != set(self.spec.input_names):
+            expected = list(self.spec.input_names)
             raise InputError(f"{self.name} was given the inputs {sorted(inputs)}; expected {expected}")
-        shapes = tuple((name, inputs[name].shape) for name in self._spec.input_names)
+        shapes = tuple((name, inputs[name].shape) for name in self.spec.input_names)
         future, ours = self._claim(shapes)
         if ours:
             self._fulfil(future, shapes)
