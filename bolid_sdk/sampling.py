@@ -10,10 +10,11 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from bolid_sdk.backends import Engine, Loop, Tensor
+from bolid_sdk.backends import Engine, Tensor
 from bolid_sdk.caching import CACHINGS, WHOLE, Caching, Interval, PlannedStep, plan_steps
 from bolid_sdk.contracts import DEEP_FEATURE
 from bolid_sdk.errors import InputError, NumericalError
+from bolid_sdk.loops import BoundLoops
 from bolid_sdk.schedule import (
     SAMPLERS,
     SPACINGS,
@@ -112,35 +113,6 @@ class LoopState:
     sample: Tensor
 
 
-class BoundLoops:
-    """A loop for each kind of step in a plan: whole UNet or shallow half, two guidance branches or one.
-
-    Each is bound when it is first needed. `constants` hold the largest number of branches for B = `batch` pictures, the
-    conditional rows last.
-    """
-
-    def __init__(self, full: Engine, shallow: Engine | None, constants: Mapping[str, FloatArray], batch: int) -> None:
-        self._full, self._shallow = full, shallow
-        self._constants, self._batch = constants, batch
-        self._bound: dict[PlannedStep, Loop] = {}
-
-    def __getitem__(self, step: PlannedStep) -> Loop:
-        """Raises InputError for a shallow step where there is no shallow half."""
-        if step not in self._bound:
-            self._bound[step] = self._bind(step)
-        return self._bound[step]
-
-    def _bind(self, step: PlannedStep) -> Loop:
-        engine = self._full if step.full else self._shallow
-        if engine is None:
-            raise InputError("the bundle has no shallow denoiser, which caching needs; use caching='off'")
-        rows = step.branches * self._batch
-        inputs = [tensor for tensor in engine.spec.inputs if tensor.name in self._constants]
-        guided = {tensor.name for tensor in inputs if tensor.shape[0] == "guided_batch"}
-        values = {tensor.name: self._constants[tensor.name] for tensor in inputs}
-        return engine.bind({name: value[-rows:] if name in guided else value for name, value in values.items()})
-
-
 def denoise(
     denoiser: Engine,
     table: SamplerTable,
@@ -162,7 +134,7 @@ def denoise(
     constants = {**conditioning, "guidance": np.array([guidance], np.float32)}
     if not table.uses_noise:
         constants["noise"] = np.zeros(x0.shape, np.float32)
-    loops = BoundLoops(denoiser, shallow, constants, batch=len(sample))
+    loops = BoundLoops(denoiser, shallow, constants, batch=len(noise.seeds))
     deep: dict[str, Tensor] = {}
     for index, (step, timestep, coefficients) in enumerate(zip(plan, table.timesteps, table.coefficients, strict=True)):
         changing = {"sample": sample, "previous_x0": x0, "timestep": timestep[None], "coefficients": coefficients}
