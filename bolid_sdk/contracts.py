@@ -55,6 +55,9 @@ MIN_CONFIDENCE = 0.3
 
 HEATMAP_STRIDE = 4
 
+DEEP_FEATURE = "deep_feature"
+"""What a full sampling step leaves for shallow ones (`bolid_sdk.caching`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
@@ -81,6 +84,8 @@ class Sizes:
     max_side: int
     size_step: int = 32
     """Sides of a picture are multiples of this."""
+    deep_channels: int = 0
+    """Channels of `deep_feature`, which the denoiser gives to its shallow half; zero when it gives none."""
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "pose_channels": list(self.pose_channels)}
@@ -134,6 +139,7 @@ def graph_specs(sizes: Sizes) -> dict[str, GraphSpec]:
         *([_image_projector(sizes)] if sizes.image_tokens else []),
         *([_pose_guider(sizes)] if sizes.pose_channels else []),
         _denoiser(sizes),
+        *([_denoiser_shallow(sizes)] if sizes.deep_channels else []),
         _vae_decoder(sizes),
         _vae_encoder(sizes),
     ]
@@ -224,26 +230,49 @@ def _pose_guider(sizes: Sizes) -> GraphSpec:
 
 
 def _denoiser(sizes: Sizes) -> GraphSpec:
+    """The whole UNet; where there is a shallow half, it also gives what that half goes on from."""
+    return GraphSpec(
+        name="denoiser",
+        inputs=(*_step_inputs(sizes), *pose_feature_specs(sizes, "guided_batch")),
+        outputs=(*_step_outputs(sizes), *([_deep_feature(sizes)] if sizes.deep_channels else [])),
+    )
+
+
+def _denoiser_shallow(sizes: Sizes) -> GraphSpec:
+    """The layers that the newest sample has to pass; the pose is in the deep feature already."""
+    return GraphSpec(
+        name="denoiser_shallow",
+        inputs=(*_step_inputs(sizes), _deep_feature(sizes)),
+        outputs=_step_outputs(sizes),
+        required=False,
+    )
+
+
+def _deep_feature(sizes: Sizes) -> TensorSpec:
+    return _float(DEEP_FEATURE, "guided_batch", sizes.deep_channels, "latent_height", "latent_width")
+
+
+def _step_outputs(sizes: Sizes) -> tuple[TensorSpec, ...]:
+    return _latent("next_sample", sizes), _latent("x0", sizes)
+
+
+def _step_inputs(sizes: Sizes) -> tuple[TensorSpec, ...]:
+    """What every sampling step reads, pose features apart."""
     layers = sizes.cross_attention_layers
     image_tokens = (_float("image_tokens", "guided_batch", sizes.image_tokens, sizes.context_width),)
     image_scale = (_float("image_scale", layers),)
-    return GraphSpec(
-        name="denoiser",
-        inputs=(
-            _latent("sample", sizes),
-            _latent("previous_x0", sizes),
-            _latent("noise", sizes),
-            _float("timestep", 1),
-            _float("coefficients", COEFFICIENTS),
-            _float("guidance", 1),
-            _float("encoder_hidden_states", "guided_batch", sizes.text_length, sizes.context_width),
-            _float("identity_tokens", "guided_batch", sizes.identity_tokens, sizes.context_width),
-            *(image_tokens if sizes.image_tokens else ()),
-            _float("identity_scale", layers),
-            *(image_scale if sizes.image_tokens else ()),
-            *pose_feature_specs(sizes, "guided_batch"),
-        ),
-        outputs=(_latent("next_sample", sizes), _latent("x0", sizes)),
+    return (
+        _latent("sample", sizes),
+        _latent("previous_x0", sizes),
+        _latent("noise", sizes),
+        _float("timestep", 1),
+        _float("coefficients", COEFFICIENTS),
+        _float("guidance", 1),
+        _float("encoder_hidden_states", "guided_batch", sizes.text_length, sizes.context_width),
+        _float("identity_tokens", "guided_batch", sizes.identity_tokens, sizes.context_width),
+        *(image_tokens if sizes.image_tokens else ()),
+        _float("identity_scale", layers),
+        *(image_scale if sizes.image_tokens else ()),
     )
 
 

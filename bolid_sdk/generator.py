@@ -161,6 +161,7 @@ class Generator:
             "image_encoder": encodes,
             "identity_encoder": encodes,
             "denoiser": True,
+            "denoiser_shallow": options.sampling.caching != "off",
             "text_encoder": True,
             "pose_guider": options.pose is not None,
             "image_projector": True,
@@ -232,8 +233,16 @@ class Generator:
         sizes, options = self.bundle.manifest.sizes, plan.job.options
         shape = (sizes.latent_channels, options.height // sizes.vae_factor, options.width // sizes.vae_factor)
         noise = NoiseSource(seeds=plan.seeds, shape=shape)
-        denoiser, guidance = self._graphs["denoiser"], options.sampling.guidance
-        states = denoise(denoiser, plan.job.table, guidance, plan.conditioning, noise)
+        steps, caches = options.sampling.plan(), options.sampling.caching != "off"
+        states = denoise(
+            self._graphs["denoiser"],
+            plan.job.table,
+            options.sampling.guidance,
+            plan.conditioning,
+            noise,
+            shallow=self._graphs["denoiser_shallow"] if caches else None,
+            plan=steps,
+        )
         while True:
             with plan.job.timings.stage("denoise"):
                 state = next(states, None)

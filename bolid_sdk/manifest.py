@@ -89,11 +89,12 @@ class Manifest:
 
     @property
     def capabilities(self) -> tuple[str, ...]:
-        """What the bundle can do beyond a person and a prompt: pose_estimation, pose, image_prompt, encode."""
+        """What the bundle can do beyond a person and a prompt: pose_estimation, pose, image_prompt, caching, encode."""
         by_graph = {
             "pose_estimator": "pose_estimation",
             "pose_guider": "pose",
             "image_projector": "image_prompt",
+            "denoiser_shallow": "caching",
             "vae_encoder": "encode",
         }
         return tuple(name for graph, name in by_graph.items() if graph in self.graphs)

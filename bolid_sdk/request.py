@@ -81,7 +81,8 @@ def resolve_options(options: Options, manifest: Manifest, count: int) -> Resolve
         raise InputError(f"{count} pictures were asked for; expected 1 to {MAX_PICTURES} a call")
     sizes = manifest.sizes
     layers = sizes.cross_attention_layers
-    sampling = options.get("sampling") or Sampling()
+    sampling = (options.get("sampling") or Sampling()).resolve(manifest.sampling)
+    require_capability(manifest, "caching", sampling.caching != "off")
     image_prompt, pose = options.get("image_prompt"), options.get("pose", REFERENCE)
     require_capability(manifest, "image_prompt", image_prompt is not None)
     require_capability(manifest, "pose", pose is not None and pose is not REFERENCE)
@@ -93,7 +94,7 @@ def resolve_options(options: Options, manifest: Manifest, count: int) -> Resolve
         identity_scale=layer_scales(options.get("identity_scale", 1.0), layers, "identity_scale"),
         image_scale=layer_scales(image_scale, layers, "image_scale"),
         pose_scale=float(layer_scales(options.get("pose_scale", 1.0), 1, "pose_scale")[0]),
-        sampling=sampling.resolve(manifest.sampling),
+        sampling=sampling,
         width=_side("width", options.get("width"), sizes.native_width, sizes),
         height=_side("height", options.get("height"), sizes.native_height, sizes),
     )

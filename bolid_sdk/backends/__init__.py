@@ -44,6 +44,10 @@ class Loop(Protocol):
 class Engine(Protocol):
     """A loaded graph. Safe to share between threads."""
 
+    @property
+    def spec(self) -> GraphSpec:
+        """Its name, inputs and outputs."""
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the graph once, host to host."""
 

@@ -77,15 +77,15 @@ class OrtEngine:
     """An inference session. ONNX Runtime's sessions may run in several threads at once."""
 
     def __init__(self, session: Any, spec: GraphSpec, device: str, index: int) -> None:
-        self._session, self._spec = session, spec
+        self._session, self.spec = session, spec
         self._device, self._index = device, index
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        names = self._spec.output_names
+        names = self.spec.output_names
         return dict(zip(names, self._session.run(list(names), dict(inputs)), strict=True))
 
     def bind(self, constants: Mapping[str, Array]) -> Loop:
-        return OrtLoop(self._session, self._spec.output_names, constants, self._device, self._index)
+        return OrtLoop(self._session, self.spec.output_names, constants, self._device, self._index)
 
 
 class OrtBackend:

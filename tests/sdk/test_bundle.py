@@ -30,7 +30,7 @@ def test_what_is_written_is_read(tiny_bundle):
     again = Bundle.open(tiny_bundle.path)
     assert again == tiny_bundle
     again.verify_hashes()
-    assert again.manifest.capabilities == ("pose_estimation", "pose", "image_prompt", "encode")
+    assert again.manifest.capabilities == ("pose_estimation", "pose", "image_prompt", "caching", "encode")
     assert Manifest.from_dict(again.manifest.to_dict()) == again.manifest
 
 

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from bolid_sdk import Generator, Identity
+from bolid_sdk import Generator, Identity, Sampling
 from bolid_sdk.backends import open_backend
 from bolid_sdk.errors import InputError
 from bolid_sdk.graphs import Graphs
@@ -29,12 +29,14 @@ def identify(generator: Generator, people: People, trials: list[Trial]) -> list[
     return accepted
 
 
-def generate(generator: Generator, accepted: list[tuple[Trial, Identity]], seed: int) -> NDArray[np.uint8]:
+def generate(
+    generator: Generator, accepted: list[tuple[Trial, Identity]], seed: int, sampling: Sampling | None = None
+) -> NDArray[np.uint8]:
     """One picture [B, H, W, 3] for each trial."""
     requests = [(identity, trial.prompt) for trial, identity in accepted]
     pictures = []
     for start in tqdm(range(0, len(requests), BATCH), desc="pictures", unit=f"x{BATCH}", dynamic_ncols=True):
-        results = generator.batch(requests[start : start + BATCH], seed=seed + start)
+        results = generator.batch(requests[start : start + BATCH], seed=seed + start, sampling=sampling)
         pictures += [np.asarray(result.image) for result in results]
     return np.stack(pictures)
 
