@@ -43,7 +43,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"]}
 @click.option(
     "--guidance", type=float, help="How strictly the prompt is followed; 1 is fastest. [default: the bundle's]"
 )
-@click.option("--sampler", help="ddim, euler, dpm++2m or lcm. [default: the bundle's]")
+@click.option("--sampler", help="ddim, euler, euler_a, dpm++2m or lcm. [default: the bundle's]")
 @click.option("--seed", type=int, help="Makes a picture repeatable; further pictures take seed + 1 … [default: random]")
 @click.option("-n", "count", type=int, default=1, show_default=True, help="How many pictures.")
 @click.option("--size", help="512 or 384x512 (width x height). [default: the bundle's]")
