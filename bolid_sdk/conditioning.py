@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
 
@@ -17,12 +18,28 @@ from bolid_sdk.graphs import Graphs
 from bolid_sdk.identity import unconditional_tokens
 from bolid_sdk.images import FloatArray, crop_resize, normalise
 from bolid_sdk.pose import Pose, draw_skeleton
-from bolid_sdk.prompt import PromptTokenizer, TokenizedPrompt
+from bolid_sdk.prompt import PromptTokenizer, TokenIds, TokenizedPrompt
 from bolid_sdk.sampling import check_finite
 
 Scale: TypeAlias = float | ArrayLike
 
 UNCONDITIONAL_PROMPT = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeConditioning:
+    """What SDXL is told of a picture's size (arXiv:2307.01952, 2.2), pixels as (height, width) and (top, left).
+
+    `original_size`: of the picture before it was cropped; `crop_top_left`: where; `target_size`: what is drawn.
+    """
+
+    original_size: tuple[int, int]
+    crop_top_left: tuple[int, int] = (0, 0)
+    target_size: tuple[int, int]
+
+    def time_ids(self) -> FloatArray:
+        """float32 [6], in the order of diffusers' `_get_add_time_ids`."""
+        return np.array([*self.original_size, *self.crop_top_left, *self.target_size], np.float32)
 
 
 class Conditioner:
@@ -36,9 +53,13 @@ class Conditioner:
         return self._bundle.manifest.sizes
 
     @cached_property
-    def _tokenizer(self) -> PromptTokenizer:
-        entry = self._bundle.manifest.tokenizer
-        return PromptTokenizer(self._bundle.file(entry.file), length=self._sizes.text_length, pad_id=entry.pad_id)
+    def _tokenizers(self) -> dict[str, PromptTokenizer]:
+        """By the text encoder's input."""
+        length = self._sizes.text_length
+        return {
+            name: PromptTokenizer(self._bundle.file(entry.file), length=length, pad_id=entry.pad_id)
+            for name, entry in self._bundle.manifest.tokenizers.items()
+        }
 
     @cached_property
     def _nobody(self) -> FloatArray:
@@ -50,19 +71,37 @@ class Conditioner:
         return self._project(np.zeros((1, 3, size, size), np.float32))
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, TokenizedPrompt]:
-        return {prompt: self._tokenizer(prompt) for prompt in dict.fromkeys(prompts)}
+        """What the (first) tokenizer says of each different prompt."""
+        return {prompt: self._tokenizers["input_ids"](prompt) for prompt in dict.fromkeys(prompts)}
 
-    def text(self, prompts: Sequence[str], tokenized: dict[str, TokenizedPrompt], branches: int) -> FloatArray:
-        """`encoder_hidden_states` [G*B, 77, C]: the unconditional half first. Each different prompt is encoded once."""
-        wanted = dict(tokenized)
-        if branches == 2:
-            wanted.setdefault(UNCONDITIONAL_PROMPT, self._tokenizer(UNCONDITIONAL_PROMPT))
-        ids = np.stack([prompt.ids for prompt in wanted.values()])
-        states = self._graphs["text_encoder"].run({"input_ids": ids})["encoder_hidden_states"]
-        check_finite(states, "the text encoder")
-        by_prompt = dict(zip(wanted, states, strict=True))
-        conditional = np.stack([by_prompt[prompt] for prompt in prompts])
-        return self._guided(conditional, by_prompt.get(UNCONDITIONAL_PROMPT), branches)
+    def text(self, prompts: Sequence[str], branches: int) -> dict[str, FloatArray]:
+        """`encoder_hidden_states` [G*B, 77, C], and `text_embeds` [G*B, pooled_width] if there are such.
+
+        The unconditional half comes first. Each different prompt is encoded once.
+        """
+        zeros = branches == 1 or self._bundle.manifest.zero_unconditional
+        wanted = list(dict.fromkeys([*prompts, *([] if zeros else [UNCONDITIONAL_PROMPT])]))
+        outputs = self._graphs["text_encoder"].run(self._token_ids(wanted))
+        guided = {}
+        for name, values in outputs.items():
+            check_finite(values, "the text encoder")
+            by_prompt = dict(zip(wanted, values, strict=True))
+            nothing = np.zeros_like(values[0]) if zeros else by_prompt[UNCONDITIONAL_PROMPT]
+            guided[name] = self._guided(np.stack([by_prompt[prompt] for prompt in prompts]), nothing, branches)
+        return guided
+
+    def _token_ids(self, prompts: Sequence[str]) -> dict[str, TokenIds]:
+        """`input_ids` int64 [prompts, 77], and `input_ids_2` if the second text tower has another tokenizer."""
+        return {
+            name: np.stack([tokenizer(prompt).ids for prompt in prompts])
+            for name, tokenizer in self._tokenizers.items()
+        }
+
+    def size(self, told: SizeConditioning, count: int, branches: int) -> dict[str, FloatArray]:
+        """`time_ids` [G*B, 6], the same for both branches; nothing if the denoiser is not told of sizes."""
+        if not self._sizes.time_ids:
+            return {}
+        return {"time_ids": np.tile(told.time_ids(), (branches * count, 1))}
 
     def identity(self, tokens: Sequence[FloatArray], branches: int) -> FloatArray:
         """`identity_tokens` [G*B, N, C] from B people's tokens [N, C]."""
@@ -77,7 +116,7 @@ class Conditioner:
     def pose(
         self, poses: Sequence[Pose | None], scale: float, width: int, height: int, branches: int
     ) -> dict[str, FloatArray]:
-        """`pose_features_i` [G*B, c_i, h / 2**i, w / 2**i], already scaled; zero without a pose. Drawn once a picture.
+        """`pose_features_i` [G*B, c_i, h / d_i, w / d_i], already scaled; zero without a pose. Drawn once a picture.
 
         The unconditional half has no pose either, so that guidance makes the pose clearer along with text and person.
         """
@@ -105,7 +144,7 @@ class Conditioner:
             target[indices] = values * np.float32(scale)
 
     def _feature_size(self, width: int, height: int, level: int) -> tuple[int, int]:
-        stride = self._sizes.vae_factor * 2**level
+        stride = self._sizes.vae_factor * self._sizes.pose_divisor(level)
         return height // stride, width // stride
 
     def _image_pixels(self, image: Image.Image) -> FloatArray:

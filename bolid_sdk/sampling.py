@@ -32,8 +32,8 @@ class ResolvedSampling:
     """How a picture is sampled, with nothing left open. A bundle's manifest holds one as its defaults.
 
     `steps` >= 1; `guidance` >= 1, where 1 means the conditional branch alone (half the work a step); `sampler` one of
-    ddim, euler, euler_a, dpm++2m, lcm; `spacing` leading, trailing or linspace; `eta` in [0, 1], DDIM's share of fresh noise.
-    Raises InputError.
+    ddim, euler, euler_a, dpm++2m, lcm; `spacing` leading, trailing or linspace; `eta` in [0, 1], DDIM's share of fresh
+    noise. Raises InputError.
     """
 
     steps: int
