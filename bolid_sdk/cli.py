@@ -45,7 +45,7 @@ SETTINGS = {"help_option_names": ["-h", "--help"]}
 @click.option(
     "--guidance", type=float, help="How strictly the prompt is followed; 1 is fastest. [default: the bundle's]"
 )
-@click.option("--sampler", help="ddim, euler, dpm++2m or lcm. [default: the bundle's]")
+@click.option("--sampler", help="ddim, euler, euler_a, dpm++2m or lcm. [default: the bundle's]")
 @click.option("--caching", help="off, balanced or fast: fewer whole steps, other pictures. [default: the bundle's]")
 @click.option(
     "--guidance-interval", metavar="LO:HI", help="Guide between these fractions of the steps only, as 0.1:0.8."

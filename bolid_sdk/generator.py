@@ -198,7 +198,7 @@ class Generator:
         branches, conditioner = options.sampling.branches, self._conditioner
         with job.timings.stage("text"):
             tokenized = conditioner.tokenize(prompts)
-            states = conditioner.text(prompts, tokenized, branches)
+            text = conditioner.text(prompts, branches)
         with job.timings.stage("pose"):
             features = conditioner.pose(job.poses[part], options.pose_scale, options.width, options.height, branches)
         with job.timings.stage("identity"):
@@ -215,7 +215,8 @@ class Generator:
                 for person, prompt in zip(people, prompts, strict=True)
             ),
             conditioning={
-                "encoder_hidden_states": states,
+                **text,
+                **conditioner.size(options.size_conditioning, len(prompts), branches),
                 "identity_tokens": tokens,
                 "identity_scale": options.identity_scale,
                 **image,

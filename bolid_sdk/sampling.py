@@ -35,9 +35,9 @@ class ResolvedSampling:
     """How a picture is sampled, with nothing left open. A bundle's manifest holds one as its defaults.
 
     `steps` >= 1; `guidance` >= 1, where 1 means the conditional branch alone (half the work a step); `sampler` one of
-    ddim, euler, dpm++2m, lcm; `spacing` leading, trailing or linspace; `eta` in [0, 1], DDIM's share of fresh noise;
-    `caching` off, balanced or fast: how many steps run the shallow half of the UNet only; `guidance_interval` (from,
-    to), fractions of the way from noise to picture between which there is guidance. Raises InputError.
+    ddim, euler, euler_a, dpm++2m, lcm; `spacing` leading, trailing or linspace; `eta` in [0, 1], DDIM's share of fresh
+    noise; `caching` off, balanced or fast: how many steps run the shallow half of the UNet only; `guidance_interval`
+    (from, to), fractions of the way from noise to picture between which there is guidance. Raises InputError.
     """
 
     steps: int

@@ -51,9 +51,9 @@ def test_only_the_latest_prompts_are_kept(counted):
     words = ("walking", "sitting", "on", "a", "red", "sofa", "beach")
     prompts = [f"{one} {two}" for one in words for two in words][: KEPT_PROMPTS + 1]
     for prompt in [*prompts, prompts[-1], prompts[0]]:
-        conditioner.text([prompt], conditioner.tokenize([prompt]), 1)
+        conditioner.text([prompt], 1)
     assert runs["text_encoder"] == KEPT_PROMPTS + 2
-    assert conditioner._text_states.cache_info().currsize == KEPT_PROMPTS
+    assert conditioner._encoded.cache_info().currsize == KEPT_PROMPTS
 
 
 def test_threads_share_what_is_kept(counted):
@@ -61,11 +61,11 @@ def test_threads_share_what_is_kept(counted):
     conditioner = generator._conditioner
 
     def encode(prompt):
-        return conditioner.text([prompt], conditioner.tokenize([prompt]), 2)
+        return conditioner.text([prompt], 2)
 
     prompts = ["walking", "sitting", "on a sofa"] * 8
     alone = [encode(prompt) for prompt in prompts[:3]]
-    conditioner._text_states.cache_clear()
+    conditioner._encoded.cache_clear()
     with ThreadPoolExecutor(8) as pool:
         for index, states in enumerate(pool.map(encode, prompts)):
             np.testing.assert_array_equal(states, alone[index % 3])
