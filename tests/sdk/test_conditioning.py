@@ -61,7 +61,7 @@ def test_threads_share_what_is_kept(counted):
     conditioner = generator._conditioner
 
     def encode(prompt):
-        return conditioner.text([prompt], 2)
+        return conditioner.text([prompt], 2)["encoder_hidden_states"]
 
     prompts = ["walking", "sitting", "on a sofa"] * 8
     alone = [encode(prompt) for prompt in prompts[:3]]
