@@ -19,15 +19,25 @@ from bolid_training.model.checkpoint import (
 )
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.pose_estimator import load_pose_estimator
+from bolid_training.recipes.methods import Recipe, recipe_config
 
 
-def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = None) -> int:
-    """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes."""
-    config = config or AvatarConfig()
-    model = _models(runs)
+def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = None, recipe: Recipe | None = None) -> int:
+    """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes.
+
+    With a `recipe`, the adapter is that of `runs/RECIPE/model`, and the sizes are the recipe's. Raises
+    FileNotFoundError when it has not been trained.
+    """
+    config, model = config or AvatarConfig(), _models(runs)
+    if recipe is not None:
+        config, model["adapter"] = recipe_config(config, recipe), runs / recipe.name / "model"
+    if not model["adapter"].is_dir():
+        raise FileNotFoundError(f"{model['adapter']} is missing: train it with `bolid-train stage adapter` first")
     unet = UNet2DConditionModel.from_pretrained(model["unet"])
     adapter = Adapter(unet, config)
-    adapter.load(model["adapter"])
+    # a method that was trained without the base's guider may be assembled with it
+    own_guider = model["adapter"] / "pose_guider"
+    adapter.load(model["adapter"], own_guider if own_guider.is_dir() else model["unet"] / "pose_guider")
     clip = clip_parts(CLIPModel.from_pretrained(model["clip"]))
     Checkpoint(
         config=config,
