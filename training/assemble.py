@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPToken
 
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import (
+    LIGHTNING,
     Checkpoint,
     build_scheduler,
     cast_weights,
@@ -18,21 +20,37 @@ from bolid_training.model.checkpoint import (
     load_checkpoint,
 )
 from bolid_training.model.config import AvatarConfig
+from bolid_training.model.lightning import LORA_FILE, STEPS
 from bolid_training.model.pose_estimator import load_pose_estimator
 from bolid_training.recipes.methods import Recipe, recipe_config
 
 
-def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = None, recipe: Recipe | None = None) -> int:
+def assemble_checkpoint(
+    runs: Path,
+    out: Path,
+    config: AvatarConfig | None = None,
+    recipe: Recipe | None = None,
+    *,
+    few_steps: bool = False,
+) -> int:
     """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes.
 
-    With a `recipe`, the adapter is that of `runs/RECIPE/model`, and the sizes are the recipe's. Raises
-    FileNotFoundError when it has not been trained.
+    With a `runs/lightning/model` (or `runs/refine/model`, which goes on from there), its LoRA and its adapter go in,
+    and the checkpoint samples as they were trained to. With a `recipe`, the adapter is that of `runs/RECIPE/model`, the
+    sizes are the recipe's, and the LoRA goes in only if `few_steps` says so. Raises FileNotFoundError for what has not
+    been trained.
     """
     config, model = config or AvatarConfig(), _models(runs)
+    refined, lightning = (runs / name / "model" for name in ("refine", LIGHTNING))
+    lightning = refined if refined.is_dir() else lightning
+    if few_steps := few_steps if recipe else lightning.is_dir():
+        config = replace(config, steps=STEPS, guidance=1.0)
+        model["adapter"] = lightning / "adapter"
     if recipe is not None:
         config, model["adapter"] = recipe_config(config, recipe), runs / recipe.name / "model"
-    if not model["adapter"].is_dir():
-        raise FileNotFoundError(f"{model['adapter']} is missing: train it with `bolid-train stage adapter` first")
+    missing = [folder for folder in (model["adapter"], *([lightning] if few_steps else [])) if not folder.is_dir()]
+    if missing:
+        raise FileNotFoundError(f"{missing[0]} is missing: train it with `bolid-train stage` first")
     unet = UNet2DConditionModel.from_pretrained(model["unet"])
     adapter = Adapter(unet, config)
     # a method that was trained without the base's guider may be assembled with it
@@ -52,7 +70,15 @@ def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = Non
         scheduler=build_scheduler(config),
         adapter=adapter,
     ).save(out)
+    if few_steps:
+        _keep_lora(lightning, out / LIGHTNING)
     return _size(out)
+
+
+def _keep_lora(model: Path, out: Path) -> None:
+    out.mkdir(exist_ok=True)
+    shutil.copy(model / LORA_FILE, out / LORA_FILE)
+    cast_weights(out, torch.float16)
 
 
 def unpack_checkpoint(folder: Path, runs: Path) -> None:
@@ -71,6 +97,10 @@ def unpack_checkpoint(folder: Path, runs: Path) -> None:
     checkpoint.text_encoder.save_pretrained(model["unet"] / "text_encoder")
     checkpoint.adapter.pose_guider.save_pretrained(model["unet"] / "pose_guider")
     checkpoint.adapter.save(model["adapter"])
+    if (lora := folder / LIGHTNING / LORA_FILE).is_file():
+        lightning = runs / LIGHTNING / "model"
+        checkpoint.adapter.save(lightning / "adapter")
+        shutil.copy(lora, lightning / LORA_FILE)
 
 
 def keep_stages(names: Sequence[str], runs: Path, out: Path) -> int:

@@ -32,7 +32,8 @@ def main() -> None:
       bolid-train stage pose                 12 keypoints
       bolid-train stage unet                 the text-to-image base
       bolid-train stage adapter              BoLID on the frozen base
-      bolid-train stage adapter --recipe ip_adapter      a method to compare it with
+      bolid-train stage lightning            both in four steps without guidance
+      bolid-train stage refine               ... taught by finished pictures
       bolid-train assemble                   one diffusers folder of all that
       bolid-export --precision fp16          engines for the SDK
 
@@ -138,7 +139,10 @@ def profile(name: str, data: Path, runs: Path, batch_size: int | None, recipe: s
 )
 @click.option("--recipe", type=click.Choice(list(methods.RECIPES)), help="With this method's adapter.")
 @click.option("--guider/--no-guider", default=None, help="Whether skeletons guide through the base's T2I-Adapter.")
-def assemble(runs: Path, out: Path | None, recipe: str | None, guider: bool | None) -> None:
+@click.option(
+    "--few-steps", is_flag=True, help="The method in four steps without guidance, with the LoRA of `lightning`."
+)
+def assemble(runs: Path, out: Path | None, recipe: str | None, guider: bool | None, few_steps: bool) -> None:
     """Puts the stages' networks together into one diffusers folder, weights in float16.
 
     A method that was trained without the base's pose guider is assembled without it, unless --guider asks for it: the
@@ -146,12 +150,12 @@ def assemble(runs: Path, out: Path | None, recipe: str | None, guider: bool | No
     """
     from bolid_training.assemble import assemble_checkpoint
 
-    if guider is not None and recipe is None:
-        raise click.UsageError("--guider and --no-guider change a recipe: name one with --recipe")
+    if recipe is None and (guider is not None or few_steps):
+        raise click.UsageError("--guider, --no-guider and --few-steps are for a recipe: name one with --recipe")
     method = chosen_method("adapter", recipe, None if guider is None else "frozen" if guider else "off", False)
     out = out or (runs / recipe / "checkpoint" if recipe else Path("training/weights/avatar"))
     try:
-        size = assemble_checkpoint(runs, out, recipe=method)
+        size = assemble_checkpoint(runs, out, recipe=method, few_steps=few_steps)
     except FileNotFoundError as error:
         raise click.UsageError(str(error)) from error
     click.echo(json.dumps({"checkpoint": str(out), "megabytes": round(size / 1e6, 1)}))
@@ -264,6 +268,14 @@ def build_task(
         from bolid_training.stages.unet import UnetTask
 
         return UnetTask(config, people, validation, runs)
+    if name == "lightning":
+        from bolid_training.stages.lightning import LightningTask
+
+        return LightningTask(config, people, validation, runs)
+    if name == "refine":
+        from bolid_training.stages.refine import RefineTask
+
+        return RefineTask(config, people, validation, runs)
     if recipe is not None:
         from bolid_training.stages.method import MethodTask
 

@@ -24,9 +24,11 @@ from transformers import (
 
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.config import AvatarConfig
+from bolid_training.model.lightning import LORA_FILE, fuse_lora
 from bolid_training.model.pose_estimator import PoseEstimator, build_pose_estimator, load_pose_estimator
 
 MAX_TOKENS = 77
+LIGHTNING = "lightning"
 
 
 @dataclass(kw_only=True)
@@ -67,7 +69,7 @@ class Checkpoint:
 
 
 def load_checkpoint(folder: str | Path) -> Checkpoint:
-    """Reads what `Checkpoint.save` wrote, in float32.
+    """Reads what `Checkpoint.save` wrote, in float32; a few-step LoRA in `lightning/` is fused into the UNet.
 
     Raises FileNotFoundError for a folder that is not a checkpoint and RuntimeError that lists differing adapter keys.
     """
@@ -77,6 +79,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     values = json.loads((folder / "avatar.json").read_text())
     config = AvatarConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    if (lora := folder / LIGHTNING / LORA_FILE).is_file():
+        fuse_lora(unet, lora)
     adapter = Adapter(unet, config)
     adapter.load(folder / "adapter")
     text_projection = nn.Linear(config.text_width, config.clip_projection, bias=False)

@@ -8,7 +8,7 @@ class AvatarConfig:
     """Everything that `build_checkpoint` needs. Pixels, latents and channels are counts; see docs/architecture.md.
 
     Set on validation people after training: `pose_threshold`, the pose estimator's mean confidence below which a
-    picture shows nobody, and `guidance`, with which a bundle samples when nothing is said.
+    picture shows nobody, and `steps` and `guidance`, with which a bundle samples when nothing is said.
 
     `parts` 1: the person is read from the whole picture, not from crops. `pose_guider`: whether skeletons guide the
     UNet through the T2I-Adapter; `identity_net`: whether they do so through InstantID's IdentityNet.
@@ -37,6 +37,7 @@ class AvatarConfig:
     parts: int = 5
     pose_guider: bool = True
     identity_net: bool = False
+    steps: int = 12
     guidance: float = 3.0
     beta_start: float = 0.00085
     beta_end: float = 0.012

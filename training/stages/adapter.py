@@ -178,6 +178,7 @@ class AdapterTask:
         references = 2 if rng.random() < TWO_REFERENCES else 1
         chosen = np.stack([rng.choice(people.siblings[i], references) for i in indices])
         batch = noisy_batch(arrays["latents"][indices], self.scheduler, rng) | {
+            "index": torch.from_numpy(indices),
             "encoder_hidden_states": self.encode_text(captions),
             "patch_tokens": self.patches(arrays[self.views], chosen, drop_identity),
             "parts": torch.arange(self.config.parts).repeat(references).expand(size, -1),

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPModel
 
@@ -28,6 +27,7 @@ from bolid_training.losses import (
 from bolid_training.model.attention import share_body_id_attention
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.identity_net import identity_residuals
+from bolid_training.model.lightning import LORA_FILE, fuse_lora
 from bolid_training.model.pose_estimator import draw_heatmaps, load_pose_estimator
 from bolid_training.model.sampling import seeded_noise
 from bolid_training.precision import autocast, fastest_layout
@@ -38,7 +38,6 @@ from bolid_training.stages.pose import position_divergence
 from bolid_training.stages.unet import BODY_WEIGHT, diffusion_loss
 from bolid_training.views import upright
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 CENTRE_OF = 512  # people whose mean is the zero of the embedding: what all have in common tells nobody apart
 
 
@@ -274,9 +273,7 @@ def few_step_unet(runs: Path) -> UNet2DConditionModel:
             "`bolid-train stage lightning` first, or let the base itself draw with --undistilled"
         )
     unet = UNet2DConditionModel.from_pretrained(runs / "unet" / "model")
-    unet.load_lora_adapter({name: tensor.float() for name, tensor in load_file(file).items()}, prefix="unet")
-    unet.fuse_lora()
-    unet.unload_lora()
+    fuse_lora(unet, file)
     return unet
 
 
