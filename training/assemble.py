@@ -22,24 +22,40 @@ from bolid_training.model.checkpoint import (
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.lightning import LORA_FILE, STEPS
 from bolid_training.model.pose_estimator import load_pose_estimator
+from bolid_training.recipes.methods import Recipe, recipe_config
 
 
-def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = None) -> int:
+def assemble_checkpoint(
+    runs: Path,
+    out: Path,
+    config: AvatarConfig | None = None,
+    recipe: Recipe | None = None,
+    *,
+    few_steps: bool = False,
+) -> int:
     """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes.
 
     With a `runs/lightning/model` (or `runs/refine/model`, which goes on from there), its LoRA and its adapter go in,
-    and the checkpoint samples as they were trained to.
+    and the checkpoint samples as they were trained to. With a `recipe`, the adapter is that of `runs/RECIPE/model`, the
+    sizes are the recipe's, and the LoRA goes in only if `few_steps` says so. Raises FileNotFoundError for what has not
+    been trained.
     """
-    config = config or AvatarConfig()
-    model = _models(runs)
+    config, model = config or AvatarConfig(), _models(runs)
     refined, lightning = (runs / name / "model" for name in ("refine", LIGHTNING))
     lightning = refined if refined.is_dir() else lightning
-    if lightning.is_dir():
+    if few_steps := few_steps if recipe else lightning.is_dir():
         config = replace(config, steps=STEPS, guidance=1.0)
         model["adapter"] = lightning / "adapter"
+    if recipe is not None:
+        config, model["adapter"] = recipe_config(config, recipe), runs / recipe.name / "model"
+    missing = [folder for folder in (model["adapter"], *([lightning] if few_steps else [])) if not folder.is_dir()]
+    if missing:
+        raise FileNotFoundError(f"{missing[0]} is missing: train it with `bolid-train stage` first")
     unet = UNet2DConditionModel.from_pretrained(model["unet"])
     adapter = Adapter(unet, config)
-    adapter.load(model["adapter"])
+    # a method that was trained without the base's guider may be assembled with it
+    own_guider = model["adapter"] / "pose_guider"
+    adapter.load(model["adapter"], own_guider if own_guider.is_dir() else model["unet"] / "pose_guider")
     clip = clip_parts(CLIPModel.from_pretrained(model["clip"]))
     Checkpoint(
         config=config,
@@ -54,7 +70,7 @@ def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = Non
         scheduler=build_scheduler(config),
         adapter=adapter,
     ).save(out)
-    if lightning.is_dir():
+    if few_steps:
         _keep_lora(lightning, out / LIGHTNING)
     return _size(out)
 

@@ -10,7 +10,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -65,6 +65,14 @@ class Task(Protocol):
         """Begins with the network that `save` wrote instead of a random one."""
 
 
+@runtime_checkable
+class Phased(Protocol):
+    """A task whose losses change while it is trained."""
+
+    def reach(self, share: float) -> None:
+        """Called before every step with the share of the steps that are done."""
+
+
 class NotFiniteError(RuntimeError):
     """The loss became NaN or infinite; the last checkpoint is intact."""
 
@@ -109,6 +117,8 @@ def train(task: Task, options: LoopOptions) -> None:
     )
     while progress.step < options.steps:
         rng = np.random.default_rng([options.seed, progress.step, accelerator.process_index])
+        if isinstance(task, Phased):
+            task.reach(progress.step / options.steps)
         losses = task.losses(module, task.batch(rng, options.batch_size))
         values = _step(accelerator, losses, parameters, optimizer, options)
         schedule.step()

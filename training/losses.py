@@ -51,6 +51,10 @@ class Recorded:
     keys: list[Tensor] = field(default_factory=list)
     heads: list[int] = field(default_factory=list)
 
+    def last(self, count: int) -> "Recorded":
+        """What the last `count` runs of a layer left."""
+        return Recorded(queries=self.queries[-count:], keys=self.keys[-count:], heads=self.heads[-count:])
+
 
 @contextmanager
 def recorded_queries(unet: UNet2DConditionModel) -> Iterator[Recorded]:

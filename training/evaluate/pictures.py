@@ -1,11 +1,13 @@
 """Pictures from the SDK: of every trial, of the references through the autoencoder, and a sheet to look at."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from bolid_sdk import Generator, Identity, Sampling
+from bolid_sdk import Generator, Identity
 from bolid_sdk.backends import open_backend
 from bolid_sdk.errors import InputError
 from bolid_sdk.graphs import Graphs
@@ -30,13 +32,13 @@ def identify(generator: Generator, people: People, trials: list[Trial]) -> list[
 
 
 def generate(
-    generator: Generator, accepted: list[tuple[Trial, Identity]], seed: int, sampling: Sampling | None = None
+    generator: Generator, accepted: list[tuple[Trial, Identity]], seed: int, **options: Any
 ) -> NDArray[np.uint8]:
-    """One picture [B, H, W, 3] for each trial."""
+    """One picture [B, H, W, 3] for each trial; `options` as of `Generator.batch`."""
     requests = [(identity, trial.prompt) for trial, identity in accepted]
     pictures = []
     for start in tqdm(range(0, len(requests), BATCH), desc="pictures", unit=f"x{BATCH}", dynamic_ncols=True):
-        results = generator.batch(requests[start : start + BATCH], seed=seed + start, sampling=sampling)
+        results = generator.batch(requests[start : start + BATCH], seed=seed + start, **options)
         pictures += [np.asarray(result.image) for result in results]
     return np.stack(pictures)
 

@@ -9,6 +9,9 @@ class AvatarConfig:
 
     Set on validation people after training: `pose_threshold`, the pose estimator's mean confidence below which a
     picture shows nobody, and `steps` and `guidance`, with which a bundle samples when nothing is said.
+
+    `parts` 1: the person is read from the whole picture, not from crops. `pose_guider`: whether skeletons guide the
+    UNet through the T2I-Adapter; `identity_net`: whether they do so through InstantID's IdentityNet.
     """
 
     image_size: int = 128
@@ -32,6 +35,8 @@ class AvatarConfig:
     image_tokens: int = 16
     resampler_width: int = 192
     parts: int = 5
+    pose_guider: bool = True
+    identity_net: bool = False
     steps: int = 12
     guidance: float = 3.0
     beta_start: float = 0.00085
