@@ -175,7 +175,7 @@ def judge(
     seed: int,
 ) -> Judged:
     """The lever's pictures of everybody, judged."""
-    pictures = generate(generators[lever.bundle], known[lever.bundle], seed, lever.sampling)
+    pictures = generate(generators[lever.bundle], known[lever.bundle], seed, sampling=lever.sampling)
     original = look(judges, exam, exam.references)
     return Judged(pictures=pictures, values=scores(exam, look(judges, exam, pictures), original, exam.prompts))
 
