@@ -312,10 +312,13 @@ class TrtBackend:
                 f"{path.parent} has no {self.name} engine of {spec.name}: export it with bolid-export --backend "
                 f"{self.name} --compute-capability {self.device.capability}, or use backend 'onnxruntime'"
             )
-        file.key.check_runtime(self.runtime, self.device.capability, file.name)
+        self.check_engine(file)
         cuda_engine = self._deserialise(file)
         _check_signature(self.library, cuda_engine, spec, file.name)
         return TrtEngine(self, cuda_engine, spec, file)
+
+    def check_engine(self, file: EngineFile) -> None:
+        file.key.check_runtime(self.runtime, self.device.capability, file.name)
 
     def give_up_captures(self, notice: str) -> None:
         self.captures = False
