@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bolid_export.engine_target import EngineRequest
     from bolid_export.sources import Source
 
-BACKENDS = ("onnx", "tensorrt-rtx")
+BACKENDS = ("onnx", "tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp32", "fp16")
 
 EXAMPLES = """\b
@@ -46,11 +46,14 @@ Examples:
     "--backend",
     default="onnx",
     show_default=True,
-    help="onnx runs everywhere; tensorrt-rtx adds engines for NVIDIA GPUs, built here and now.",
+    help="onnx runs everywhere; tensorrt-rtx adds engines for NVIDIA GPUs, built without one; tensorrt for those here.",
 )
 @click.option(
     "--compute-capability", help="GPUs that tensorrt-rtx builds for, such as 8.9,12.0 (RTX 40 and 50; 8.6 is RTX 30)."
 )
+@click.option("--version-compatible", is_flag=True, help="Later versions of the same major TensorRT load the engines.")
+@click.option("--hardware-compatible", is_flag=True, help="TensorRT engines for all GPUs from 8.0 on, somewhat slower.")
+@click.option("--refit", is_flag=True, help="TensorRT engines whose adapter weights can be exchanged.")
 @click.option("--batch", help="Pictures in a call that engines are built for, MIN:OPT:MAX. [default: 1:1:4]")
 @click.option("--size", help="Sides in pixels that engines are built for, MIN:OPT:MAX. [default: the native size]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle's folder. [default: engines/NAME]")
@@ -64,7 +67,7 @@ def main(**given: Any) -> None:
     Every graph is compared with PyTorch, and a whole picture with diffusers at equal noise. When one of them differs
     too much, nothing is written. The comparison is in the bundle's report.md.
 
-    An engine of tensorrt-rtx is built from a compared graph. It runs with the same version of the library, on the GPUs
+    An engine is built from a compared graph. It runs with the same version of the library, on the GPUs
     and within the sizes that it was built for; the ONNX graph stays beside it.
     """
     with _failures_in_one_line():
@@ -77,6 +80,9 @@ def _run(
     precision: str,
     backend: str,
     compute_capability: str | None,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    refit: bool,
     batch: str | None,
     size: str | None,
     output: Path | None,
@@ -87,7 +93,8 @@ def _run(
 ) -> None:
     _check_choice("precision", precision, PRECISIONS)
     _check_choice("backend", backend, BACKENDS)
-    request = _engine_request(backend, compute_capability, batch, size)
+    options = {"version_compatible": version_compatible, "hardware_compatible": hardware_compatible, "refit": refit}
+    request = _engine_request(backend, compute_capability, batch, size, options)
     folder = output or default_output(model, precision, backend)
     if folder.exists() and not force:
         raise OutputError(f"{folder} exists already; choose another folder with -o, or replace it with --force")
@@ -120,16 +127,19 @@ def default_output(model: Path | None, precision: str, backend: str = "onnx") ->
 
 
 def _engine_request(
-    backend: str, compute_capability: str | None, batch: str | None, size: str | None
+    backend: str, compute_capability: str | None, batch: str | None, size: str | None, options: dict[str, bool]
 ) -> EngineRequest | None:
     """None: ONNX is all that is wanted."""
     if backend != "onnx":
-        from bolid_export.engine_target import EngineRequest
+        from bolid_export.engine_target import BuildOptions, EngineRequest
 
-        return EngineRequest.parse(compute_capability, batch, size)
-    for option, value in (("--compute-capability", compute_capability), ("--batch", batch), ("--size", size)):
+        return EngineRequest.parse(backend, compute_capability, batch, size, BuildOptions(**options))
+    given = {"--compute-capability": compute_capability, "--batch": batch, "--size": size}
+    given |= {f"--{name.replace('_', '-')}": "" for name, chosen in options.items() if chosen}
+    for option, value in given.items():
         if value is not None:
-            raise InputError(f"{option} {value} is for engines, ONNX graphs fit all; add --backend tensorrt-rtx")
+            named = f"{option} {value}".strip()
+            raise InputError(f"{named} is for engines, ONNX graphs fit all; add --backend tensorrt-rtx")
     return None
 
 

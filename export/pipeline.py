@@ -12,7 +12,7 @@ import torch
 
 from bolid_export.calibrate import Calibration, calibrate, spread
 from bolid_export.compact import store_compactly
-from bolid_export.engine_target import BACKEND, EngineTarget
+from bolid_export.engine_target import EngineTarget
 from bolid_export.graphs import Graph, bind_graphs
 from bolid_export.package import (
     GOLDEN,
@@ -167,6 +167,6 @@ def _package(
         precision=target.precision,
         licence=target.licence,
         verification=checked,
-        engines={name: {BACKEND: engine} for name, engine in engines.items()},
+        engines={name: {engine.key.library: engine} for name, engine in engines.items()},
     )
     return write_bundle(target.folder, manifest, files, overwrite=target.overwrite)

@@ -52,10 +52,11 @@ def plan_text(planned: dict[str, Any]) -> str:
 def _engines(target: EngineTarget, graphs: dict[str, Graph], sizes: Sizes) -> dict[str, Any]:
     return {
         "runtime": target.runtime,
+        "options": target.options.chosen,
         "compute_capabilities": target.compute_capabilities,
         "shapes": str(target.shapes),
         "graphs": {
-            name: {"file": engine_file(name), "shapes": graph_profile(graph.spec, target.shapes, sizes)}
+            name: {"file": engine_file(name, target.backend), "shapes": graph_profile(graph.spec, target.shapes, sizes)}
             for name, graph in graphs.items()
         },
     }
@@ -63,7 +64,8 @@ def _engines(target: EngineTarget, graphs: dict[str, Graph], sizes: Sizes) -> di
 
 def _engine_lines(engines: dict[str, Any]) -> list[str]:
     capabilities = ", ".join(engines["compute_capabilities"])
-    title = f"engines of {engines['runtime']} for compute capability {capabilities}, for {engines['shapes']}:"
+    title = f"engines of {engines['runtime']} for compute capability {capabilities}, for {engines['shapes']}"
+    title += f" ({', '.join(engines['options'])}):" if engines["options"] else ":"
     return [title, *(f"  {graph['file']}" for graph in engines["graphs"].values())]
 
 

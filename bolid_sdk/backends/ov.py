@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor
 from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BackendError, BundleError, InputError
+from bolid_sdk.files import cache_folder
 
 Shapes: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -183,8 +183,7 @@ def _share(array: Any) -> OvTensor:
 
 def _cache_folder() -> tuple[Path | None, tuple[str, ...]]:
     """BOLID_CACHE_DIR, or the user's cache folder; None and a notice where it cannot be written."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "bolid-sdk"
-    folder = Path(os.environ.get("BOLID_CACHE_DIR") or user).expanduser() / "openvino" / ov.__version__
+    folder = cache_folder() / "openvino" / ov.__version__
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
