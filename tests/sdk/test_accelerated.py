@@ -81,12 +81,15 @@ def test_each_lever_changes_the_picture(generator, person):
 
 
 def test_shallow_steps_do_not_run_the_whole_unet(generator, person, monkeypatch):
+    """And the feature they are given is a tensor on the device, not a copy on the host."""
     engines = {name: generator._graphs[name] for name in ("denoiser", "denoiser_shallow")}
     runs = {name: [] for name in engines}
     for name, engine in engines.items():
         monkeypatch.setattr(engine, "bind", counted(engine.bind, runs[name]))
     generator(person, PROMPT, sampling=Sampling(steps=12, caching="fast"))
     assert (len(runs["denoiser"]), len(runs["denoiser_shallow"])) == (6, 6)
+    assert runs["denoiser"] == [None] * 6
+    assert not any(feature is None or isinstance(feature, np.ndarray) for feature in runs["denoiser_shallow"])
 
 
 def counted(bind, runs):
@@ -95,7 +98,7 @@ def counted(bind, runs):
             self.loop = loop
 
         def run(self, inputs):
-            runs.append(set(inputs))
+            runs.append(inputs.get("deep_feature"))
             return self.loop.run(inputs)
 
     return lambda constants: Counting(bind(constants))
