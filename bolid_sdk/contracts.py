@@ -56,7 +56,8 @@ MIN_CONFIDENCE = 0.3
 HEATMAP_STRIDE = 4
 
 DEEP_FEATURE = "deep_feature"
-"""What a full sampling step leaves for shallow ones (`bolid_sdk.caching`)."""
+EARLIER_DEEP_FEATURE = "earlier_deep_feature"
+"""What full sampling steps leave for shallow ones: the last one's, and that of the one before (`bolid_sdk.caching`)."""
 
 TIME_IDS = 6
 """SDXL's `time_ids`: original height and width, top and left of the crop, target height and width, in pixels."""
@@ -272,17 +273,21 @@ def _denoiser(sizes: Sizes) -> GraphSpec:
 
 
 def _denoiser_shallow(sizes: Sizes) -> GraphSpec:
-    """The layers that the newest sample has to pass; the pose is in the deep feature already."""
+    """The layers that the newest sample has to pass; the pose is in the deep features already.
+
+    It goes on from `deep_feature + extrapolation * (deep_feature - earlier_deep_feature)`.
+    """
+    features = (_deep_feature(sizes), _deep_feature(sizes, EARLIER_DEEP_FEATURE), _float("extrapolation", 1))
     return GraphSpec(
         name="denoiser_shallow",
-        inputs=(*_step_inputs(sizes), _deep_feature(sizes)),
+        inputs=(*_step_inputs(sizes), *features),
         outputs=_step_outputs(sizes),
         required=False,
     )
 
 
-def _deep_feature(sizes: Sizes) -> TensorSpec:
-    return _float(DEEP_FEATURE, "guided_batch", sizes.deep_channels, "latent_height", "latent_width")
+def _deep_feature(sizes: Sizes, name: str = DEEP_FEATURE) -> TensorSpec:
+    return _float(name, "guided_batch", sizes.deep_channels, "latent_height", "latent_width")
 
 
 def _step_outputs(sizes: Sizes) -> tuple[TensorSpec, ...]:

@@ -145,7 +145,7 @@ class Denoiser(Graph):
 
 
 class DenoiserShallow(Denoiser):
-    """A sampling step by the shallow half of the UNet, from the deep feature of an earlier step."""
+    """A sampling step by the shallow half of the UNet, from the deep features of two earlier steps."""
 
     def predict(
         self,
@@ -153,12 +153,15 @@ class DenoiserShallow(Denoiser):
         timestep: Tensor,
         encoder_hidden_states: Tensor,
         deep_feature: Tensor,
+        earlier_deep_feature: Tensor,
+        extrapolation: Tensor,
         **conditioning: Tensor,
     ) -> tuple[Tensor, ...]:
+        deep = deep_feature + extrapolation * (deep_feature - earlier_deep_feature)
         output = self.network(
             sample.to(self.dtype),
             timestep,
-            deep_feature.to(self.dtype),
+            deep.to(self.dtype),
             encoder_hidden_states=encoder_hidden_states.to(self.dtype),
             cross_attention_kwargs={name: value.to(self.dtype) for name, value in conditioning.items()},
         )
