@@ -14,9 +14,8 @@ def run(*arguments):
 def test_engines_of_this_machine(machine, engine_bundle):
     outcome = run(engine_bundle.path, "--backend", "tensorrt-rtx")
     assert outcome.exit_code == 0, outcome.output
-    assert (
-        "9 tensorrt engines, built by tensorrt 10.16.1.11, compute capability 8.9: for this machine" in outcome.stdout
-    )
+    engines = f"{len(engine_bundle.manifest.graphs)} tensorrt engines, built by tensorrt 10.16.1.11"
+    assert f"{engines}, compute capability 8.9: for this machine" in outcome.stdout
     assert "on tensorrt-rtx 10.16.1.11 on cuda:0 (Imaginary GPU" in outcome.stdout
     engine = json.loads(run(engine_bundle.path, "--json").stdout)["bundle"]["engines"]["tensorrt"]["denoiser"]
     assert engine["matches"] is True
