@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.errors import BundleError
 from bolid_sdk.files import atomic_folder
 from bolid_sdk.manifest import FileEntry, Manifest
@@ -51,6 +52,16 @@ class Bundle:
     def file(self, name: str) -> Path:
         """The path of a file listed in the manifest."""
         return self.path / PurePosixPath(name)
+
+    def engine_files(self, graph: str) -> dict[str, EngineFile]:
+        """The engines that were built from a graph, by the backend that they are for."""
+        built = self.manifest.graphs[graph].engines
+        return {
+            backend: EngineFile(
+                path=self.file(engine.file), sha256=self.manifest.files[engine.file].sha256, key=engine.key
+            )
+            for backend, engine in built.items()
+        }
 
     def verify_hashes(self) -> None:
         """Reads every file and compares its sha256 with the manifest. Raises BundleError for the first that differs."""

@@ -25,6 +25,8 @@ Examples:
   bolid-infer anna.jpg "on a beach" --image-prompt beach.jpg --pose dancer.jpg
   bolid-infer anna.jpg "jumping" --pose none --steps 8 --guidance 2 --json
 """
+INTERRUPTED = 130
+"""What a shell reports for a program that Ctrl-C ended: 128 and the signal's number."""
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -43,7 +45,11 @@ SETTINGS = {"help_option_names": ["-h", "--help"]}
 @click.option(
     "--guidance", type=float, help="How strictly the prompt is followed; 1 is fastest. [default: the bundle's]"
 )
-@click.option("--sampler", help="ddim, euler, dpm++2m or lcm. [default: the bundle's]")
+@click.option("--sampler", help="ddim, euler, euler_a, dpm++2m or lcm. [default: the bundle's]")
+@click.option("--caching", help="off, balanced or fast: fewer whole steps, other pictures. [default: the bundle's]")
+@click.option(
+    "--guidance-interval", metavar="LO:HI", help="Guide between these fractions of the steps only, as 0.1:0.8."
+)
 @click.option("--seed", type=int, help="Makes a picture repeatable; further pictures take seed + 1 … [default: random]")
 @click.option("-n", "count", type=int, default=1, show_default=True, help="How many pictures.")
 @click.option("--size", help="512 or 384x512 (width x height). [default: the bundle's]")
@@ -97,6 +103,9 @@ def _failures_in_one_line() -> Iterator[None]:
     except BolidError as error:
         click.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +113,8 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 
     width, height = _size(given["size"])
     options = {name: given[name] for name in ("image_prompt", "identity_scale", "image_scale", "pose_scale")}
-    sampling = Sampling(steps=given["steps"], guidance=given["guidance"], sampler=given["sampler"])
+    chosen = {name: given[name] for name in ("steps", "guidance", "sampler", "caching")}
+    sampling = Sampling(**chosen, guidance_interval=_interval(given["guidance_interval"]))
     pose = {} if given["pose"] is None else {"pose": _pose(given["pose"])}
     return {**options, **pose, "seed": given["seed"], "sampling": sampling, "width": width, "height": height}
 
@@ -117,6 +127,16 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
         return int(width), int(height or width)
     except ValueError:
         raise InputError(f"--size {text!r} is unusable; expected 512 or 384x512 (width x height)") from None
+
+
+def _interval(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise InputError(f"--guidance-interval {text!r} is unusable; expected LO:HI such as 0.1:0.8") from None
 
 
 def _pose(text: str) -> Any:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bolid_export.graphs import Graph
-from bolid_export.scene import Scene, picture
+from bolid_export.scene import Scene, latents, picture
 from bolid_export.torch_engine import Record, TorchEngine
 from bolid_sdk.contracts import PARTS, Sizes
 from bolid_sdk.identity import part_boxes
@@ -56,6 +56,8 @@ def calibrate(
     )
     for scene, pixels in zip(scenes, pictures, strict=True):
         picture(engines, scene, sizes, table, guidance)
+        if "denoiser_shallow" in engines:
+            latents(engines, scene, sizes, table, guidance, caching="fast")
         engines["vae_encoder"].run({"pixels": pixels})
         engines["pose_estimator"].run({"pixels": _resized(pixels, sizes)})
     return Calibration(scenes=scenes, records={name: engine.records for name, engine in engines.items()})

@@ -15,7 +15,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from bolid_sdk.backends import Array, Backend, Engine, Loop, Tensor
+from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor
+from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BackendError, BundleError, InputError
 
@@ -24,7 +25,7 @@ Shapes: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 RECYCLED_OUTPUT = "next_sample"
 """Nobody reads a sample once the next but one exists, so its memory serves again."""
 
-PIXEL_GRAPHS = frozenset({"denoiser", "pose_guider", "vae_decoder"})
+PIXEL_GRAPHS = frozenset({"denoiser", "denoiser_shallow", "pose_guider", "vae_decoder"})
 """What only pixels come from may run in bfloat16. Keypoints are measured, identities are stored and shared with other
 backends, text runs once a prompt: these stay float32."""
 
@@ -86,13 +87,13 @@ class OvEngine:
     """A graph and the sizes it has been compiled for. Safe to share between threads."""
 
     def __init__(self, core: Any, model: Any, spec: GraphSpec, options: Mapping[str, Any]) -> None:
-        self._core, self._model, self._spec, self._options = core, model, spec, options
+        self._core, self._model, self.spec, self._options = core, model, spec, options
         self._compiled: OrderedDict[Shapes, Future[Any]] = OrderedDict()
         self._lock = Lock()
 
     @property
     def name(self) -> str:
-        return self._spec.name
+        return self.spec.name
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return {name: value.numpy() for name, value in self.bind({}).run(inputs).items()}
@@ -102,10 +103,10 @@ class OvEngine:
 
     def compiled(self, inputs: Mapping[str, Tensor]) -> Any:
         """The model for these shapes; two callers that ask at once share one compilation. Raises InputError."""
-        if set(inputs) != set(self._spec.input_names):
-            expected = list(self._spec.input_names)
+        if set(inputs) != set(self.spec.input_names):
+            expected = list(self.spec.input_names)
             raise InputError(f"{self.name} was given the inputs {sorted(inputs)}; expected {expected}")
-        shapes = tuple((name, inputs[name].shape) for name in self._spec.input_names)
+        shapes = tuple((name, inputs[name].shape) for name in self.spec.input_names)
         future, ours = self._claim(shapes)
         if ours:
             self._fulfil(future, shapes)
@@ -147,7 +148,7 @@ class OvBackend:
         precision = "bfloat16" if self._bfloat16 else "float32"
         return f"openvino {ov.__version__.partition('-')[0]} on cpu, {precision}"
 
-    def load(self, path: Path, spec: GraphSpec) -> Engine:
+    def load(self, path: Path, spec: GraphSpec, engines: Mapping[str, EngineFile] = NO_ENGINES) -> Engine:
         try:
             model = self._core.read_model(path)
         except RuntimeError as error:

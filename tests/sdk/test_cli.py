@@ -50,7 +50,8 @@ def test_all_options_together(run, reference, tmp_path, standing):
     keypoints.write_text(json.dumps(standing.tolist()))
     for pose in (keypoints, reference, "none"):
         scales = ("--identity-scale", 0.8, "--image-scale", 0.5, "--pose-scale", 0.7, "--image-prompt", reference)
-        sampling = ("--guidance", 1, "--sampler", "lcm", "--backend", "onnxruntime", "--device", "cpu")
+        levers = ("--caching", "fast", "--guidance-interval", "0.1:0.8")
+        sampling = ("--guidance", 2, "--sampler", "lcm", "--backend", "onnxruntime", "--device", "cpu", *levers)
         outcome = run("--ref", reference, "--pose", pose, *scales, *sampling, "-q")
         assert (outcome.exit_code, outcome.output) == (0, "")
 
@@ -75,6 +76,9 @@ def test_a_warning_is_printed_once(run):
         (("--steps", "0"), {}, "steps=0"),
         (("--guidance", "-2"), {}, "guidance=-2"),
         (("--sampler", "best"), {}, "ddim, euler"),
+        (("--caching", "much"), {}, "off, balanced, fast"),
+        (("--guidance-interval", "half"), {}, "expected LO:HI"),
+        (("--guidance-interval", "0.9:0.1"), {}, "from < to"),
         (("--seed", "-1"), {}, "seed=-1"),
         (("-n", "0"), {}, "-n 0"),
         (("--size", "big"), {}, "384x512"),

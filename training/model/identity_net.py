@@ -38,8 +38,8 @@ def identity_residuals(
 class IdentityGuidedUNet(nn.Module):
     """A UNet with its IdentityNet, behind the UNet's own signature.
 
-    Beside identity tokens, the attention's arguments bring `skeleton` [B, 3, 8h, 8w] in [0, 1] and `pose_scale` [1],
-    the weight of what the IdentityNet adds.
+    Beside the identity tokens, the attention's arguments bring `skeleton` [B, 3, 8h, 8w] in [0, 1] and `pose_scale`
+    [1], the weight of what the IdentityNet adds.
     """
 
     def __init__(self, unet: UNet2DConditionModel, identity_net: ControlNetModel):
