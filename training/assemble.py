@@ -22,7 +22,7 @@ from bolid_training.model.checkpoint import (
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.lightning import LORA_FILE, STEPS
 from bolid_training.model.pose_estimator import load_pose_estimator
-from bolid_training.recipes.methods import Recipe, recipe_config
+from bolid_training.recipes.methods import RECIPES, Recipe, recipe_config
 
 
 def assemble_checkpoint(
@@ -95,7 +95,8 @@ def unpack_checkpoint(folder: Path, runs: Path) -> None:
     checkpoint.pose_estimator.save(model["pose"])
     UNet2DConditionModel.from_pretrained(folder / "unet").save_pretrained(model["unet"])
     checkpoint.text_encoder.save_pretrained(model["unet"] / "text_encoder")
-    checkpoint.adapter.pose_guider.save_pretrained(model["unet"] / "pose_guider")
+    if checkpoint.adapter.pose_guider is not None:
+        checkpoint.adapter.pose_guider.save_pretrained(model["unet"] / "pose_guider")
     checkpoint.adapter.save(model["adapter"])
     if (lora := folder / LIGHTNING / LORA_FILE).is_file():
         lightning = runs / LIGHTNING / "model"
@@ -110,7 +111,8 @@ def keep_stages(names: Sequence[str], runs: Path, out: Path) -> int:
     """
     for name in names:
         if not (runs / name / "model").is_dir():
-            raise FileNotFoundError(f"{runs / name} has no model yet: run `bolid-train stage {name}` first")
+            stage = f"adapter --recipe {name}" if name in RECIPES else name
+            raise FileNotFoundError(f"{runs / name} has no model yet: run `bolid-train stage {stage}` first")
     for name in names:
         shutil.copytree(runs / name / "model", out / name / "model", dirs_exist_ok=True)
         cast_weights(out / name / "model", torch.float16)

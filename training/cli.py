@@ -175,11 +175,11 @@ def unpack(checkpoint: Path, runs: Path) -> None:
 
 
 @main.command()
-@click.argument("names", nargs=-1, required=True, type=click.Choice(list(STAGES)))
+@click.argument("names", nargs=-1, required=True, type=click.Choice([*STAGES, *methods.RECIPES]))
 @click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("training/weights/stages"), show_default=True)
 def keep(names: tuple[str, ...], runs: Path, out: Path) -> None:
-    """Keeps finished stages' networks, weights in float16, for another machine to go on with.
+    """Keeps finished stages' and methods' networks, weights in float16, for another machine to go on with.
 
     \b
       bolid-train keep clip vae pose

@@ -1,5 +1,6 @@
 """Recipes: the table, and each method's module and losses on random networks of the stages' sizes."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -34,7 +35,7 @@ from bolid_training.model.pose_estimator import build_pose_estimator, load_pose_
 from bolid_training.model.sampling import seeded_noise
 from bolid_training.recipes.methods import ABLATIONS, METHODS, RECIPES, Branch, Phase, Recipe, Weights
 from bolid_training.stages.adapter import AdapterTask
-from bolid_training.stages.method import MethodTask, few_step_unet, part_means
+from bolid_training.stages.method import MethodTask, few_step_unet, part_means, warn_of_strangers
 
 TINY = AvatarConfig(
     image_size=64,
@@ -306,3 +307,12 @@ def test_a_method_is_assembled_with_its_own_sizes_and_with_the_bases_guider_if_a
     assert (key - folder.module.adapter.layers[0].identity.to_k_ip.weight).abs().max() < 1e-3
     with pytest.raises(FileNotFoundError, match="pulid"):
         assemble_checkpoint(runs, tmp_path / "none", TINY, METHODS["pulid"])
+
+
+def test_a_clip_that_knows_no_captions_is_pointed_out(everything):
+    assert everything.retrieval() == 0.25  # of four equal captions one is found
+    with pytest.warns(UserWarning, match="L_CLIP would mislead"):
+        warn_of_strangers(0.02)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_strangers(0.5)

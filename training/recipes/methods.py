@@ -6,6 +6,7 @@ Base, data, steps, batch and learning rate are the same for all (`recipes.avatar
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from bolid_sdk.contracts import PARTS
 from bolid_training.model.config import AvatarConfig
 
 PoseGuiderUse = Literal["trained", "frozen", "off"]
@@ -78,10 +79,10 @@ class Drops:
 class Recipe:
     """One method.
 
-    `parts`: what the person is read from: 5 crops of body, head, torso, legs and feet, the first 2 to 4 of them, or 1,
-    which is the whole picture. `identity_tokens`: the budget of all parts together. `identity_net`: InstantID's, a
-    ControlNet on the skeleton map whose text is the identity tokens. `pose_guider`: the base's, trained along, frozen,
-    or not used in training.
+    `parts`: what the person is read from: 5 crops of body, head, torso, legs and feet, or 1, which is the whole of a
+    picture. `identity_tokens`: the budget of all parts together; of whole pictures, each one's. `identity_net`:
+    InstantID's, a ControlNet on the skeleton map whose text is the identity tokens. `pose_guider`: the base's, trained
+    along, frozen, or not used in training.
     """
 
     name: str
@@ -94,6 +95,8 @@ class Recipe:
     drops: Drops = field(default_factory=Drops)
 
     def __post_init__(self) -> None:
+        if self.parts not in (1, PARTS):
+            raise ValueError(f"recipe {self.name}: {self.parts} parts; expected {PARTS} crops or 1, the whole picture")
         ends = [phase.until for phase in self.phases]
         if not ends or ends != sorted(ends) or ends[-1] != 1.0:
             raise ValueError(f"recipe {self.name}: phases end at {ends}; expected rising shares of the steps up to 1")

@@ -209,7 +209,7 @@ class AdapterTask:
 
     def patches(self, patches: np.ndarray, chosen: np.ndarray, dropped: np.ndarray) -> Tensor:
         """float32 [B, V, P, D]: the crops of the chosen references [B, R], or those of nobody."""
-        tokens = torch.from_numpy(patches[chosen][:, :, : self.config.parts].astype(np.float32)).flatten(1, 2)
+        tokens = torch.from_numpy(patches[chosen].astype(np.float32)).flatten(1, 2)
         tokens[torch.from_numpy(dropped)] = self.null
         return tokens
 

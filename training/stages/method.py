@@ -4,17 +4,19 @@ All train on the pairs of `stages.adapter`, on one frozen base. A recipe says wh
 networks are trained, and the losses' weights in each phase (`recipes.methods`).
 """
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import CLIPModel
 
 from bolid_sdk.parts import part_boxes
 from bolid_training.conditions import masked_features, part_crops
-from bolid_training.data import People, cached, resize
+from bolid_training.data import People, cached, pixels, resize
 from bolid_training.lightning import Predict, lightning_sample
 from bolid_training.losses import (
     Recorded,
@@ -38,6 +40,7 @@ from bolid_training.stages.pose import position_divergence
 from bolid_training.stages.unet import BODY_WEIGHT, diffusion_loss
 from bolid_training.views import upright
 
+KNOWN = 0.15  # of 64 captions; chance is 0.016
 CENTRE_OF = 512  # people whose mean is the zero of the embedding: what all have in common tells nobody apart
 
 
@@ -78,7 +81,9 @@ class MethodUNet(ConditionedUNet):
     def predict(
         self, batch: dict[str, Tensor], attention: dict[str, Tensor], unet: UNet2DConditionModel | None = None
     ) -> Tensor:
-        guided = {} if self.adapter.pose_guider is None else self._guided(batch)
+        features = batch["pose_features"] if "pose_features" in batch else self.pose_features(batch)
+        # a list of its own, for the UNet pops from the one it is given
+        guided = {} if features is None else {"down_intrablock_additional_residuals": list(features)}
         if self.adapter.identity_net is not None and "identity_tokens" in attention:
             skeleton = batch["skeleton"] * batch["keep_pose"][:, None, None, None]
             guided |= identity_residuals(
@@ -96,14 +101,17 @@ class MethodUNet(ConditionedUNet):
             **guided,
         ).sample
 
-    def _guided(self, batch: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-        features = masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
-        return {"down_intrablock_additional_residuals": features}
+    def pose_features(self, batch: dict[str, Tensor]) -> list[Tensor] | None:
+        """What the guider says of the skeletons, once for all steps of a picture."""
+        if self.adapter.pose_guider is None:
+            return None
+        return masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
 
     def branch(self, batch: dict[str, Tensor], attention: dict[str, Tensor]) -> dict[str, Tensor | Recorded]:
         """The lightning branch on the first samples of the batch, by the few-step UNet if there is one."""
         count, options = len(batch["branch_noise"]), self.recipe.branch
         told = {name: batch[name][:count] for name in ("encoder_hidden_states", "skeleton", "keep_pose")}
+        told["pose_features"] = self.pose_features(told)
         tokens = {name: v if name.endswith("scale") else v[:count] for name, v in attention.items()}
         sizes = {"steps": options.steps, "gradient_steps": options.gradient_steps}
         with recorded_queries(self.frozen[1]) as with_id:
@@ -133,6 +141,8 @@ class MethodTask(AdapterTask):
         self.clip = CLIPModel.from_pretrained(runs / "clip" / "model").eval().requires_grad_(False)
         self.pose_estimator = load_pose_estimator(runs / "pose" / "model").eval().requires_grad_(False)
         self.centre = self._centre() if recipe.losses.embedding else None
+        if any(phase.weights.clip for phase in recipe.phases):
+            warn_of_strangers(self.retrieval())
         self.reach(0.0)
 
     def reach(self, share: float) -> None:
@@ -196,13 +206,21 @@ class MethodTask(AdapterTask):
             losses |= self.branch_losses(out, batch)
         return {"loss": weighted(losses, self.weights), "mse": rec["mse"]} | losses
 
+    @torch.no_grad()
+    def retrieval(self, count: int = 64) -> float:
+        """The share of `count` validation pictures whose own caption is nearest to them, in CLIP."""
+        captions = [captions[0] for captions in self.validation.captions[:count]]
+        images = self.embed_image(pixels(self.validation.images[:count]))
+        cosines = F.normalize(images) @ F.normalize(self.embed_text(captions)).T
+        return float((cosines.argmax(1) == torch.arange(len(captions))).float().mean())
+
     def branch_losses(self, out: dict[str, Tensor | Recorded], batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The losses with weight on what the lightning branch has drawn; a condition that was dropped binds nobody."""
         count, weights, losses = len(out["latents"]), self.weights, {}
         keep = {name: batch[f"keep_{name}"][:count] for name in ("identity", "text", "pose")}
         with autocast():
-            pixels = self.vae.decode(out["latents"]).sample.float()
-        found, heatmaps = self._see(pixels)
+            images = self.vae.decode(out["latents"]).sample.float()
+        found, heatmaps = self._see(images)
         if weights.keypoints:
             losses["keypoints"] = keypoint_loss(found, batch["keypoints"], keep["pose"])
         if weights.heatmaps:
@@ -210,9 +228,9 @@ class MethodTask(AdapterTask):
                 heatmaps, self._targets(batch["keypoints"], keep["pose"], heatmaps)
             )
         if weights.clip:
-            losses["clip"] = cosine_loss(self.embed_image(pixels), batch["text_embeds"], keep["text"])
+            losses["clip"] = cosine_loss(self.embed_image(images), batch["text_embeds"], keep["text"])
         if weights.embedding:
-            person = self.embed_person(pixels, found.detach()) - self.centre
+            person = self.embed_person(images, found.detach()) - self.centre
             losses["embedding"] = cosine_loss(person, batch["person"], keep["identity"])
         if weights.alignment:
             both = out["with_id"], out["text_only"]
@@ -220,9 +238,9 @@ class MethodTask(AdapterTask):
             losses["layout"] = layout_alignment(*both, keep["identity"])
         return losses
 
-    def _see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Keypoints [B, 12, 3] and heatmaps of generated pictures, through the differentiable estimator."""
-        return self.pose_estimator(resize(pixels, self.pose_estimator.image_size[0]))
+        return self.pose_estimator(resize(images, self.pose_estimator.image_size[0]))
 
     @staticmethod
     def _targets(keypoints: Tensor, keep: Tensor, heatmaps: Tensor) -> Tensor:
@@ -230,23 +248,23 @@ class MethodTask(AdapterTask):
         drawn = draw_heatmaps(keypoints[..., :2], *heatmaps.shape[-2:])
         return drawn * ((keypoints[..., 2] > 0) & keep[:, None])[..., None, None]
 
-    def embed_image(self, pixels: Tensor) -> Tensor:
+    def embed_image(self, images: Tensor) -> Tensor:
         """CLIP's embeddings [B, E] of pictures in [-1, 1], differentiable."""
-        return self.image_encoder(pixel_values=self._clip_pixels(pixels)).image_embeds
+        return self.image_encoder(pixel_values=self._clip_pixels(images)).image_embeds
 
-    def embed_person(self, pixels: Tensor, keypoints: Tensor) -> Tensor:
-        """[B, 5, D]: the mean patch token of each part where `keypoints` [B, 12, 3] are, differentiable in the pixels.
+    def embed_person(self, images: Tensor, keypoints: Tensor) -> Tensor:
+        """[B, 5, D]: the mean patch token of each part where `keypoints` [B, 12, 3] are.
 
-        The network is the conditioning's own CLIP, hence no judge.
+        Differentiable in the pictures. The network is the conditioning's own CLIP, hence no judge.
         """
         boxes = torch.from_numpy(np.concatenate([part_boxes(points) for points in keypoints.numpy()])).float()
         views = upright((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2] - boxes[:, 0])
-        crops = views.cut(pixels.repeat_interleave(len(boxes) // len(pixels), 0), self.config.vision_size)
+        crops = views.cut(images.repeat_interleave(len(boxes) // len(images), 0), self.config.vision_size)
         tokens = self.image_encoder(self._clip_pixels(crops), output_hidden_states=True).hidden_states[-2]
-        return part_means(tokens.unflatten(0, (len(pixels), -1)))
+        return part_means(tokens.unflatten(0, (len(images), -1)))
 
-    def _clip_pixels(self, pixels: Tensor) -> Tensor:
-        return clip_pixels(pixels, self.config.vision_size, self.extractor)
+    def _clip_pixels(self, images: Tensor) -> Tensor:
+        return clip_pixels(images, self.config.vision_size, self.extractor)
 
     def draw(self, batch: dict[str, Tensor], skeletons: Tensor, steps: int = 20, guidance: float = 3.0) -> Tensor:
         count, attention = len(skeletons), self.module.attention(batch)
@@ -254,6 +272,7 @@ class MethodTask(AdapterTask):
             "skeleton": torch.cat([torch.zeros_like(skeletons), skeletons]),
             "keep_pose": torch.arange(2 * count) >= count,
         }
+        told["pose_features"] = self.module.pose_features(told)
 
         def guided(sample: Tensor, timestep: Tensor) -> Tensor:
             both = {"sample": torch.cat([sample] * 2), "timestep": torch.cat([timestep] * 2)}
@@ -262,6 +281,17 @@ class MethodTask(AdapterTask):
 
         noise = seeded_noise((count, *self.train_arrays["latents"].shape[1:]))
         return lightning_sample(guided, self.scheduler, noise, steps=steps, gradient_steps=0)
+
+
+def warn_of_strangers(retrieval: float) -> None:
+    """L_CLIP teaches nothing when pictures and sentences have moved apart: the base trains its text encoder on, and an
+    unpacked checkpoint has no other."""
+    if retrieval < KNOWN:
+        warnings.warn(
+            f"CLIP finds {retrieval:.0%} of 64 captions by their pictures: L_CLIP would mislead. Train `stage clip` "
+            "anew into another --runs and copy its model here, or take a recipe without L_CLIP (bolid_no_clip)",
+            stacklevel=2,
+        )
 
 
 def few_step_unet(runs: Path) -> UNet2DConditionModel:
