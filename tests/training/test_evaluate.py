@@ -205,7 +205,7 @@ class Copyist:
             raise InputError("nobody")
         return SimpleNamespace(image=image, keypoints=keypoints(1)[0])
 
-    def batch(self, requests, seed):
+    def batch(self, requests, seed, sampling=None):
         return [SimpleNamespace(image=identity.image) for identity, _ in requests]
 
 
