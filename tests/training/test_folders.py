@@ -9,8 +9,10 @@ import pytest
 from PIL import Image, ImageDraw
 
 from bolid_sdk.errors import InputError, PersonNotFoundError, PoseError
+from bolid_sdk.images import open_image
 from bolid_training.userdata.entries import read_keypoints
 from bolid_training.userdata.framing import person_frame
+from bolid_training.userdata.poses import open_pose_finder
 from bolid_training.userdata.reading import choose, find_entries, look
 
 # shoulders, elbows, wrists, hips, knees, ankles of somebody who stands in the middle
@@ -215,3 +217,14 @@ def test_labels_are_cut_as_the_picture_is():
     cut = frame.cut_labels(Image.fromarray(labels), 100)
     assert set(np.unique(cut)) == {0, 4}
     assert ((cut == 4) == (colour > 100)).mean() > 0.98
+
+
+def test_the_models_own_pose_network_and_the_embedded_one_agree(root):
+    """One by PyTorch, the other by the runtime's engine; the embedded one is made of the same weights."""
+    image = open_image(root / "examples" / "ref.png")
+    embedded = open_pose_finder(root / "examples", None, None)
+    own = open_pose_finder(root / "training" / "weights" / "avatar", None, None)
+    expected = embedded.find(image, "ref.png")
+    assert np.abs(own.find(image, "ref.png") - expected)[expected[:, 2] > 0.5].max() < 0.01
+    with pytest.raises(PersonNotFoundError, match=r"no person found in blank"):
+        embedded.find(picture(128, 128, "grey"), "blank")

@@ -46,7 +46,7 @@ class Adapter(nn.Module):
     def __init__(self, unet: UNet2DConditionModel, config: AvatarConfig):
         super().__init__()
         self.layers = install_body_id_attention(unet)
-        embed_dim, output_dim, width = config.text_width, unet.config.cross_attention_dim, config.resampler_width
+        embed_dim, output_dim, width = config.patch_width, unet.config.cross_attention_dim, config.resampler_width
         self.identity_encoder = BodyEncoder(
             parts=config.parts,
             embed_dim=embed_dim,

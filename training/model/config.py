@@ -17,6 +17,7 @@ class AvatarConfig:
     vocabulary: int = 1024
     text_width: int = 192
     text_layers: int = 4
+    vision_width: int | None = None
     vision_layers: int = 6
     vision_size: int = 64
     vision_patch: int = 8
@@ -36,3 +37,8 @@ class AvatarConfig:
     guidance: float = 3.0
     beta_start: float = 0.00085
     beta_end: float = 0.012
+
+    @property
+    def patch_width(self) -> int:
+        """D: width of the image encoder's tokens."""
+        return self.vision_width or self.text_width
