@@ -10,6 +10,7 @@ from bolid_sdk.errors import InputError
 from bolid_training.avatars.parts import Part
 from bolid_training.data import People
 from bolid_training.evaluate.exam import Exam, Seen
+from bolid_training.evaluate.gate import compare_bundles
 from bolid_training.evaluate.intervals import distance_summary, summary
 from bolid_training.evaluate.metrics import (
     clothes_colours,
@@ -226,3 +227,12 @@ def test_evaluation_without_an_encoder_leaves_reconstructions_out(judges, monkey
     monkeypatch.setattr("bolid_training.evaluate.run.reconstruct", lambda generator, images: None)
     people = photographs(size=64)
     assert "autoencoded" not in evaluate(Copyist(), judges, people, trials(people, 8))
+
+
+def test_a_bundle_is_as_good_as_itself(judges):
+    people = photographs(size=64)
+    found = compare_bundles(Copyist(), Copyist(), judges, people, trials(people, 8, pictures=2))
+    # each of the two copyists refuses the first person whom it is shown
+    assert (found["pictures"], found["references_refused"]) == (14, 2)
+    assert found["passed"]
+    assert all(metric["difference"]["value"] == 0 for metric in found["metrics"].values())
