@@ -3,10 +3,14 @@
 import json
 import shlex
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from bolid_export import pipeline
 from bolid_export.gate import CommandGate
+from bolid_export.pipeline import Target, export_bundle
 from bolid_export.report import report
 from bolid_export.verify import VerificationError
 from bolid_sdk.errors import InputError
@@ -30,6 +34,31 @@ def test_a_refusal_says_why(tmp_path):
     refusing = command(f"import sys; print({json.dumps(json.dumps(answer))}); sys.exit(1)", "x") + " {}"
     with pytest.raises(VerificationError, match=r"id_similarity drops by 0.05 .* at most 0.01: failed"):
         CommandGate(refusing)(tmp_path)
+
+
+def test_a_bundle_that_is_refused_leaves_nothing_behind(source, tmp_path, monkeypatch):
+    """Everything but the order of the stages is left out."""
+    seen = []
+
+    def package(source, graphs, calibration, target, folder, checked, engines):
+        target.folder.mkdir()
+        return SimpleNamespace(path=target.folder)
+
+    def refuse(folder):
+        seen.append(folder)
+        assert folder.is_dir()
+        raise VerificationError("no")
+
+    for name, answer in (("bind_graphs", {}), ("_calibrate", None), ("_verify", {}), ("_build", {})):
+        monkeypatch.setattr(pipeline, name, lambda *_, answer=answer: dict(answer or {}))
+    monkeypatch.setattr(pipeline, "_package", package)
+    target = Target(folder=tmp_path / "out", precision="int8", licence="none", gate=refuse)
+    with pytest.raises(VerificationError, match="no"):
+        export_bundle(source, target)
+    assert not target.folder.exists()
+    assert not seen[0].exists()
+    export_bundle(source, replace(target, gate=lambda folder: {}))
+    assert target.folder.exists()
 
 
 def test_unusable_commands_are_the_users_mistake(tmp_path):

@@ -1,7 +1,12 @@
 """int8: what a pair of Q/DQ means, what layers are chosen, and that runtimes take the traced graph as int8."""
 
+import resource
+import shlex
+import sys
+
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
@@ -9,15 +14,24 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from bolid_export.compact import store_compactly
-from bolid_export.graphs import Graph
-from bolid_export.quantise import POLICY, quantise
+from bolid_export.gate import CommandGate
+from bolid_export.graphs import Graph, bind_graphs
+from bolid_export.package import save_graph
+from bolid_export.pipeline import Target, export_bundle, stage_count
+from bolid_export.quantise import GRAPHS, POLICY, quantise
 from bolid_export.quantised import LEVELS, quantise_dequantise, quantise_weight, quantised
 from bolid_export.ranges import BINS, best_step, channel_peaks, input_scales
 from bolid_export.sensitivity import installed, output_error
+from bolid_export.shapes import Range, graph_profile, resolve_shapes
 from bolid_export.smoothing import smooth
+from bolid_export.sources import default_checkpoint, model_sizes, open_source
 from bolid_export.to_onnx import example_inputs, to_onnx
+from bolid_export.to_tensorrt import build_engine
 from bolid_export.verify import load_engines
+from bolid_sdk.built_engine import EngineKey
+from bolid_sdk.bundle import file_sha256
 from bolid_sdk.contracts import GraphSpec, TensorSpec
+from bolid_sdk.doctor import diagnose
 
 IN, OUT = ((TensorSpec(name=name, dtype="float32", shape=("batch", 8)),) for name in "xy")
 
@@ -183,14 +197,23 @@ def test_first_and_last_convolutions_stay_float32(decoder):
 
 
 def test_onnxruntime_computes_what_pytorch_computes(decoder):
-    """Rounding is discontinuous: where the two differ in the last bit, a value falls one step further."""
+    """Rounding is discontinuous: a value that differs in the last bit may fall one step further.
+
+    So the pairs are compared as they are written, and what optimised kernels make of them with the float network only.
+    """
     graph, found, file, _ = decoder
-    engine = load_engines({"vae_decoder": file}, {"vae_decoder": graph.spec})["vae_decoder"]
     (latents,) = example_inputs(graph.spec, {"latent_height": 12}, seed=9)
-    pixels = torch.from_numpy(engine.run({"latents": latents.numpy()})["pixels"])
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    literal = ort.InferenceSession(file, options).run(None, {"latents": latents.numpy()})
+    engine = load_engines({"vae_decoder": file}, {"vae_decoder": graph.spec})["vae_decoder"]
+    fused = engine.run({"latents": latents.numpy()})["pixels"]
     with torch.no_grad():
-        assert output_error([(pixels,)], [found.graph(latents)]) < 0.01
-        assert 1e-4 < output_error([(pixels,)], [graph(latents)]) < 0.05
+        expected, rounded = graph(latents), found.graph(latents)
+    assert output_error([(torch.from_numpy(literal[0]),)], [rounded]) < 0.005
+    loss = output_error([rounded], [expected])
+    assert 1e-3 < loss < 0.05
+    assert output_error([(torch.from_numpy(fused),)], [expected]) < 1.2 * loss
 
 
 def test_openvino_runs_the_pairs_as_integer_kernels(decoder):
@@ -208,9 +231,6 @@ def test_openvino_runs_the_pairs_as_integer_kernels(decoder):
 
 def test_tensorrt_rtx_builds_an_engine_of_the_pairs(decoder, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="pip install 'bolid-sdk[tensorrt-rtx]'")
-    from bolid_export.to_tensorrt import build_engine
-    from bolid_sdk.built_engine import EngineKey
-
     _, _, file, _ = decoder
     key = EngineKey(
         graph_sha256=("0" * 64,),
@@ -221,3 +241,54 @@ def test_tensorrt_rtx_builds_an_engine_of_the_pairs(decoder, tmp_path):
     )
     build_engine(file, tmp_path / "vae_decoder.engine", key)
     assert (tmp_path / "vae_decoder.engine").stat().st_size > 10_000
+
+
+LIST_FILES = "import json, os, sys; print(json.dumps({'files': os.listdir(sys.argv[1])}))"
+
+
+@pytest.mark.slow
+def test_a_whole_int8_bundle_is_verified_and_shown_to_the_gate(source, tmp_path):
+    target = Target(
+        folder=tmp_path / "tiny",
+        precision="int8",
+        licence="CC0-1.0",
+        gate=CommandGate(shlex.join([sys.executable, "-c", LIST_FILES, "{}"])),
+    )
+    announced = []
+    bundle = export_bundle(source, target, announced.append)
+    assert len(announced) == stage_count(model_sizes(source.checkpoint), gate=True)
+    verification = bundle.manifest.verification
+    assert {row["graph"] for row in verification["quantised"]} == set(GRAPHS)
+    assert {"manifest.json", "denoiser.onnx"} <= set(verification["gate"]["files"])
+    assert {row["graph"] for row in verification["islands"]} <= set(GRAPHS)
+    text = (bundle.path / "report.md").read_text()
+    assert "int8 by explicit, symmetric Q/DQ" in text
+    assert "time embedding: one row a step" in text
+    assert diagnose(bundle.path)["bundle"]["ok"]
+
+
+@pytest.mark.slow
+def test_the_avatars_int8_denoiser_is_built_for_tensorrt_rtx(tmp_path):
+    """The whole command, `bolid-export --backend tensorrt-rtx --precision int8`, builds nine graphs like this one."""
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'bolid-sdk[tensorrt-rtx]'")
+    checkpoint = open_source(default_checkpoint()).checkpoint
+    sizes = model_sizes(checkpoint)
+    graph = bind_graphs(checkpoint, sizes)["denoiser"]
+    samples = [example_inputs(graph.spec, {"latent_height": 12}, seed) for seed in range(2)]
+    found = quantise(graph, samples[:1], samples[1:], budget=1.0)
+    file = save_graph(to_onnx(found.graph, size_step=sizes.size_step, vae_factor=sizes.vae_factor), tmp_path)
+    shapes = resolve_shapes(Range.parse("1", "--batch"), None, sizes)
+    key = EngineKey(
+        graph_sha256=(file_sha256(file),),
+        shapes=graph_profile(graph.spec, shapes, sizes),
+        precision="int8",
+        runtime="tensorrt-rtx",
+        compute_capabilities=("8.9",),
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    build_engine(file, tmp_path / "denoiser.engine", key)
+    assert found.layers > 100
+    # processor time, since the machine may have other work: the whole command is to take less than three minutes
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 120
+    # in float32 it has 72 MB
+    assert (tmp_path / "denoiser.engine").stat().st_size < 55e6
