@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from bolid_export.sources import Source
 
 BACKENDS = ("onnx", "tensorrt-rtx", "tensorrt")
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "int8")
 
 EXAMPLES = """\b
 Examples:
   bolid-export --precision fp16                          the avatar model, into engines/avatar-fp16
+  bolid-export --precision int8 --gate "bolid-eval --bundle {} --against engines/avatar"     only if people stay as good
   bolid-export --model my-model --dry-run                what would be written, and where
   bolid-export --model my-model --adapter anna.safetensors -o engines/anna
   bolid-export --backend tensorrt-rtx --compute-capability 8.9,12.0     engines for RTX 40 and 50, built without a GPU
@@ -41,7 +42,9 @@ Examples:
     multiple=True,
     help="In place of the model's own of that kind.",
 )
-@click.option("--precision", default="fp16", show_default=True, help="fp16 for GPUs; fp32 is faster on CPUs.")
+@click.option(
+    "--precision", default="fp16", show_default=True, help="fp16 for GPUs; fp32 is faster on CPUs; int8 for OpenVINO."
+)
 @click.option(
     "--backend",
     default="onnx",
@@ -58,6 +61,10 @@ Examples:
 @click.option("--size", help="Sides in pixels that engines are built for, MIN:OPT:MAX. [default: the native size]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle's folder. [default: engines/NAME]")
 @click.option("--licence", help="Licence of the weights, for the manifest. [default: the avatar's Apache-2.0]")
+@click.option(
+    "--gate",
+    help="A command that must succeed on the finished bundle, {} in it, before the bundle takes its place.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is verified.")
 @click.option("--dry-run", is_flag=True, help="Check the sources and show the plan; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -87,6 +94,7 @@ def _run(
     size: str | None,
     output: Path | None,
     licence: str | None,
+    gate: str | None,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -106,10 +114,12 @@ def _run(
         planned = plan(source, precision, folder, engines)
         click.echo(json.dumps(planned, indent=1) if as_json else plan_text(planned))
         return
+    from bolid_export.gate import CommandGate
     from bolid_export.pipeline import Target
 
     licence = licence or ("Apache-2.0" if model is None and not adapters else "unknown")
-    target = Target(folder=folder, precision=precision, licence=licence, overwrite=force, engines=engines)
+    accept = CommandGate(gate) if gate is not None else None
+    target = Target(folder=folder, precision=precision, licence=licence, overwrite=force, engines=engines, gate=accept)
     _export(source, target, as_json)
 
 
@@ -166,7 +176,7 @@ def _export(source: Source, target: Any, as_json: bool) -> None:
     from bolid_export.pipeline import export_bundle, stage_count
 
     # on a pipe or in a log file a bar is noise; tqdm's None asks whether stderr is a terminal
-    stages = stage_count(_sizes(source), target.engines)
+    stages = stage_count(_sizes(source), target.engines, target.gate is not None)
     with tqdm(total=stages, disable=True if as_json else None, unit="stage") as bar:
 
         def progress(stage: str) -> None:

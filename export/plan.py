@@ -9,13 +9,14 @@ from bolid_export.engine_target import EngineTarget
 from bolid_export.graphs import Graph, bind_graphs
 from bolid_export.package import default_sampling
 from bolid_export.precision import POLICY
+from bolid_export.quantise import GRAPHS as QUANTISED_GRAPHS
 from bolid_export.shapes import graph_profile
 from bolid_export.sources import Source, model_sizes
 from bolid_export.to_tensorrt import engine_file
 from bolid_sdk.contracts import Sizes
 
-# In either precision, as long as the checkpoint's weights are float16.
-BYTES = 2
+# In fp32 and fp16 alike, as long as the checkpoint's weights are float16.
+BYTES, INT8_BYTES = 2, 1
 
 
 def plan(source: Source, precision: str, folder: Path, engines: EngineTarget | None = None) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def plan(source: Source, precision: str, folder: Path, engines: EngineTarget | N
         "sizes": sizes.to_dict(),
         "sampling": vars(default_sampling(source.checkpoint)),
         "float32_islands": [name for name in POLICY if name in graphs] if precision == "fp16" else [],
-        "graphs": {name: _graph(graph) for name, graph in graphs.items()},
+        "graphs": {name: _graph(graph, precision) for name, graph in graphs.items()},
         "engines": _engines(engines, graphs, sizes) if engines else None,
     }
 
@@ -69,9 +70,10 @@ def _engine_lines(engines: dict[str, Any]) -> list[str]:
     return [title, *(f"  {graph['file']}" for graph in engines["graphs"].values())]
 
 
-def _graph(graph: Graph) -> dict[str, int]:
+def _graph(graph: Graph, precision: str) -> dict[str, int]:
     parameters = sum(tensor.numel() for tensor in _used(graph).parameters())
-    return {"parameters": parameters, "bytes": parameters * BYTES}
+    quantised = precision == "int8" and graph.spec.name in QUANTISED_GRAPHS
+    return {"parameters": parameters, "bytes": parameters * (INT8_BYTES if quantised else BYTES)}
 
 
 def _used(graph: Graph) -> Any:
