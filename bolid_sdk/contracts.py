@@ -66,8 +66,10 @@ class Sizes:
     context_width: int
     image_size: int
     patch_tokens: int
+    """Tokens of one picture; a single one is CLIP's pooled, projected embedding."""
     patch_width: int
     identity_tokens: int
+    """Tokens of a person; with one part, of each reference, and theirs follow one another (`identity_axis`)."""
     image_tokens: int
     cross_attention_layers: int
     pose_channels: tuple[int, ...]
@@ -81,6 +83,13 @@ class Sizes:
     max_side: int
     size_step: int = 32
     """Sides of a picture are multiples of this."""
+    parts: int = PARTS
+    """Crops of one reference: BoLID's five parts, or one, its centre square, as IP-Adapters see pictures."""
+
+    @property
+    def identity_axis(self) -> Axis:
+        """Identity tokens of a person: fixed, or as many times `identity_tokens` as there are references."""
+        return self.identity_tokens if self.parts > 1 else "identity_tokens"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "pose_channels": list(self.pose_channels)}
@@ -198,13 +207,14 @@ def _image_encoder(sizes: Sizes) -> GraphSpec:
 
 
 def _identity_encoder(sizes: Sizes) -> GraphSpec:
+    parts = (_int("parts", "batch", "views"),)
     return GraphSpec(
         name="identity_encoder",
         inputs=(
             _float("patch_tokens", "batch", "views", sizes.patch_tokens, sizes.patch_width),
-            _int("parts", "batch", "views"),
+            *(parts if sizes.parts > 1 else ()),
         ),
-        outputs=(_float("identity_tokens", "batch", sizes.identity_tokens, sizes.context_width),),
+        outputs=(_float("identity_tokens", "batch", sizes.identity_axis, sizes.context_width),),
     )
 
 
@@ -237,7 +247,7 @@ def _denoiser(sizes: Sizes) -> GraphSpec:
             _float("coefficients", COEFFICIENTS),
             _float("guidance", 1),
             _float("encoder_hidden_states", "guided_batch", sizes.text_length, sizes.context_width),
-            _float("identity_tokens", "guided_batch", sizes.identity_tokens, sizes.context_width),
+            _float("identity_tokens", "guided_batch", sizes.identity_axis, sizes.context_width),
             *(image_tokens if sizes.image_tokens else ()),
             _float("identity_scale", layers),
             *(image_scale if sizes.image_tokens else ()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -90,13 +90,7 @@ class Manifest:
     @property
     def capabilities(self) -> tuple[str, ...]:
         """What the bundle can do beyond a person and a prompt: pose_estimation, pose, image_prompt, encode."""
-        by_graph = {
-            "pose_estimator": "pose_estimation",
-            "pose_guider": "pose",
-            "image_projector": "image_prompt",
-            "vae_encoder": "encode",
-        }
-        return tuple(name for graph, name in by_graph.items() if graph in self.graphs)
+        return capabilities(self.graphs)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -186,6 +180,17 @@ class Manifest:
         graphs = [file for graph in self.graphs.values() for file in graph.files]
         engines = [engine.file for graph in self.graphs.values() for engine in graph.engines.values()]
         return [*graphs, *engines, self.tokenizer.file, *([self.golden] if self.golden else [])]
+
+
+def capabilities(graphs: Collection[str]) -> tuple[str, ...]:
+    """What graphs of these names can do beyond a person and a prompt."""
+    by_graph = {
+        "pose_estimator": "pose_estimation",
+        "pose_guider": "pose",
+        "image_projector": "image_prompt",
+        "vae_encoder": "encode",
+    }
+    return tuple(name for graph, name in by_graph.items() if graph in graphs)
 
 
 def _graph(name: str, values: dict[str, Any]) -> GraphEntry:
