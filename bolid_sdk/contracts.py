@@ -79,8 +79,10 @@ class Sizes:
     """Numbers that tell the denoiser of a picture's size, TIME_IDS of them (SDXL); 0: it is not told."""
     image_size: int
     patch_tokens: int
+    """Tokens of one picture; a single one is CLIP's pooled, projected embedding."""
     patch_width: int
     identity_tokens: int
+    """Tokens of a person; with one part, of each reference, and theirs follow one another (`identity_axis`)."""
     image_tokens: int
     cross_attention_layers: int
     pose_channels: tuple[int, ...]
@@ -98,11 +100,18 @@ class Sizes:
     """Sides of a picture are multiples of this."""
     deep_channels: int = 0
     """Channels of `deep_feature`, which the denoiser gives to its shallow half; zero when it gives none."""
+    parts: int = PARTS
+    """Crops of one reference: BoLID's five parts, or one, its centre square, as IP-Adapters see pictures."""
 
     def __post_init__(self) -> None:
         divisors = self.pose_divisors
         if divisors and (len(divisors) != len(self.pose_channels) or min(divisors) < 1):
             raise ValueError(f"pose_divisors {divisors} do not fit {len(self.pose_channels)} pose features")
+
+    @property
+    def identity_axis(self) -> Axis:
+        """Identity tokens of a person: fixed, or as many times `identity_tokens` as there are references."""
+        return self.identity_tokens if self.parts > 1 else "identity_tokens"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), **{name: list(getattr(self, name)) for name in _TUPLES}}
@@ -238,13 +247,14 @@ def _image_encoder(sizes: Sizes) -> GraphSpec:
 
 
 def _identity_encoder(sizes: Sizes) -> GraphSpec:
+    parts = (_int("parts", "batch", "views"),)
     return GraphSpec(
         name="identity_encoder",
         inputs=(
             _float("patch_tokens", "batch", "views", sizes.patch_tokens, sizes.patch_width),
-            _int("parts", "batch", "views"),
+            *(parts if sizes.parts > 1 else ()),
         ),
-        outputs=(_float("identity_tokens", "batch", sizes.identity_tokens, sizes.context_width),),
+        outputs=(_float("identity_tokens", "batch", sizes.identity_axis, sizes.context_width),),
     )
 
 
@@ -308,7 +318,7 @@ def _step_inputs(sizes: Sizes) -> tuple[TensorSpec, ...]:
         _float("coefficients", COEFFICIENTS),
         _float("guidance", 1),
         _float("encoder_hidden_states", "guided_batch", sizes.text_length, sizes.context_width),
-        _float("identity_tokens", "guided_batch", sizes.identity_tokens, sizes.context_width),
+        _float("identity_tokens", "guided_batch", sizes.identity_axis, sizes.context_width),
         *(image_tokens if sizes.image_tokens else ()),
         _float("identity_scale", layers),
         *(image_scale if sizes.image_tokens else ()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -103,15 +103,7 @@ class Manifest:
 
         pose_estimation, pose, image_prompt, caching, encode, size_conditioning (it is told how large a picture was).
         """
-        by_graph = {
-            "pose_estimator": "pose_estimation",
-            "pose_guider": "pose",
-            "image_projector": "image_prompt",
-            "denoiser_shallow": "caching",
-            "vae_encoder": "encode",
-        }
-        told = ("size_conditioning",) if self.sizes.time_ids else ()
-        return (*(name for graph, name in by_graph.items() if graph in self.graphs), *told)
+        return capabilities(self.graphs, self.sizes)
 
     @property
     def engine_backends(self) -> tuple[str, ...]:
@@ -217,6 +209,19 @@ class Manifest:
         engines = [engine.file for graph in self.graphs.values() for engine in graph.engines.values()]
         tokenizers = [tokenizer.file for tokenizer in self.tokenizers.values()]
         return [*graphs, *engines, *tokenizers, *([self.golden] if self.golden else [])]
+
+
+def capabilities(graphs: Collection[str], sizes: Sizes) -> tuple[str, ...]:
+    """What graphs of these names and sizes can do beyond a person and a prompt."""
+    by_graph = {
+        "pose_estimator": "pose_estimation",
+        "pose_guider": "pose",
+        "image_projector": "image_prompt",
+        "denoiser_shallow": "caching",
+        "vae_encoder": "encode",
+    }
+    told = ("size_conditioning",) if sizes.time_ids else ()
+    return (*(name for graph, name in by_graph.items() if graph in graphs), *told)
 
 
 def _graph(name: str, values: dict[str, Any]) -> GraphEntry:

@@ -29,18 +29,42 @@ Examples:
   bolid-export --precision int8 --gate "bolid-eval --bundle {} --against engines/avatar"     only if people stay as good
   bolid-export --model my-model --dry-run                what would be written, and where
   bolid-export --model my-model --adapter anna.safetensors -o engines/anna
+  bolid-export --model dreams.safetensors --adapter ip-adapter-plus_sd15.bin --image-encoder models/image_encoder
+  bolid-export --model my-model --lora style.safetensors:0.7 --vae taesd
   bolid-export --backend tensorrt-rtx --compute-capability 8.9,12.0     engines for RTX 40 and 50, built without a GPU
 """
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXAMPLES)
-@click.option("--model", type=click.Path(path_type=Path), help="A diffusers folder. [default: the avatar model]")
+@click.option(
+    "--model",
+    type=click.Path(path_type=Path),
+    help="A diffusers folder, or one .safetensors file of SD1.5. [default: the avatar model]",
+)
 @click.option(
     "--adapter",
     "adapters",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="In place of the model's own of that kind.",
+    help="BoLID's or an IP-Adapter, told by its keys; in place of the model's own of that kind. On a model without an "
+    "identity the first IP-Adapter becomes the identity, another one the image prompt.",
+)
+@click.option(
+    "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="Added to the weights now, not at run time."
+)
+@click.option(
+    "--vae", type=click.Path(path_type=Path), help="In place of the model's: a folder or a file, also TAESD's."
+)
+@click.option(
+    "--image-encoder", type=click.Path(path_type=Path), help="The folder of CLIP's vision model that an adapter reads."
+)
+@click.option(
+    "--prediction-type", help="epsilon or v_prediction, where the model does not say. [default: its scheduler's]"
+)
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="A diffusers folder with the configuration and tokenizer of a single file. [default: SD1.5's]",
 )
 @click.option(
     "--precision", default="fp16", show_default=True, help="fp16 for GPUs; fp32 is faster on CPUs; int8 for OpenVINO."
@@ -84,6 +108,11 @@ def main(**given: Any) -> None:
 def _run(
     model: Path | None,
     adapters: tuple[Path, ...],
+    loras: tuple[str, ...],
+    vae: Path | None,
+    image_encoder: Path | None,
+    prediction_type: str | None,
+    config: Path | None,
     precision: str,
     backend: str,
     compute_capability: str | None,
@@ -106,7 +135,9 @@ def _run(
     folder = output or default_output(model, precision, backend)
     if folder.exists() and not force:
         raise OutputError(f"{folder} exists already; choose another folder with -o, or replace it with --force")
-    source = _open(model, adapters)
+    source = _open(
+        model, adapters, loras, vae=vae, image_encoder=image_encoder, prediction_type=prediction_type, config=config
+    )
     engines = request.resolve(_sizes(source)) if request else None
     if dry_run:
         from bolid_export.plan import plan, plan_text
@@ -117,7 +148,8 @@ def _run(
     from bolid_export.gate import CommandGate
     from bolid_export.pipeline import Target
 
-    licence = licence or ("Apache-2.0" if model is None and not adapters else "unknown")
+    foreign = bool(model or adapters or loras or vae or image_encoder)
+    licence = licence or ("unknown" if foreign else "Apache-2.0")
     accept = CommandGate(gate) if gate is not None else None
     target = Target(folder=folder, precision=precision, licence=licence, overwrite=force, engines=engines, gate=accept)
     _export(source, target, as_json)
@@ -128,7 +160,7 @@ def default_output(model: Path | None, precision: str, backend: str = "onnx") ->
 
     In the repository if there is one, else in the working folder.
     """
-    name = model.resolve().name if model else "avatar"
+    name = model.resolve().name.removesuffix(".safetensors") if model else "avatar"
     embedded = model is None and precision == "fp32" and backend == "onnx"
     suffix = "" if embedded else f"-{precision}" if backend == "onnx" else f"-{precision}-{backend}"
     repository = Path(__file__).resolve().parents[1]
@@ -153,16 +185,18 @@ def _engine_request(
     return None
 
 
-def _open(model: Path | None, adapters: tuple[Path, ...]) -> Source:
+def _open(model: Path | None, adapters: tuple[Path, ...], loras: tuple[str, ...], **choices: Any) -> Source:
     _quieten_libraries()
-    from bolid_export.sources import default_checkpoint, open_source
+    from bolid_export.sources import PREDICTION_TYPES, Choices, Lora, default_checkpoint, open_source
 
+    if choices["prediction_type"]:
+        _check_choice("prediction type", choices["prediction_type"], PREDICTION_TYPES)
     folder = model or default_checkpoint()
     if model is None and not (folder / "model_index.json").is_file():
         raise InputError(
             "this installation has no avatar weights; name a model with --model, or train one: bolid-train"
         )
-    return open_source(folder, adapters)
+    return open_source(folder, adapters, Choices(loras=tuple(Lora.parse(lora) for lora in loras), **choices))
 
 
 def _sizes(source: Source) -> Sizes:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bolid_export.shallow import ShallowUNet, deep_features
+from bolid_export.sources import Model
 from bolid_sdk.contracts import DEEP_FEATURE, GraphSpec, Sizes, graph_specs
-from bolid_training.model.checkpoint import Checkpoint
 from bolid_training.model.pose_estimator import decode_heatmaps
 
 
@@ -56,9 +56,18 @@ class ImageEncoder(Graph):
         return (self.network(pixels.to(self.dtype), output_hidden_states=True).hidden_states[-2],)
 
 
+class PooledImageEncoder(Graph):
+    """The projected embedding as the picture's only token, as IP-Adapter (base) reads it."""
+
+    def run(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return (self.network(pixels.to(self.dtype)).image_embeds[:, None],)
+
+
 class IdentityEncoder(Graph):
-    def run(self, patch_tokens: Tensor, parts: Tensor) -> tuple[Tensor, ...]:
-        return (self.network(patch_tokens.to(self.dtype), parts),)
+    """With `parts` only where pictures are cut into some."""
+
+    def run(self, patch_tokens: Tensor, **parts: Tensor) -> tuple[Tensor, ...]:
+        return (self.network(patch_tokens.to(self.dtype), **parts),)
 
 
 class ImageProjector(Graph):
@@ -180,13 +189,13 @@ def guide(output: Tensor, guidance: Tensor, batch: int) -> Tensor:
     return first + guidance * (last - first)
 
 
-def bind_graphs(checkpoint: Checkpoint, sizes: Sizes) -> dict[str, Graph]:
+def bind_graphs(checkpoint: Model, sizes: Sizes) -> dict[str, Graph]:
     """Every graph of the checkpoint by name, in eval mode, sharing the checkpoint's weights."""
     adapter = checkpoint.adapter
-    networks: dict[str, tuple[type[Graph], nn.Module]] = {
+    networks: dict[str, tuple[type[Graph], nn.Module | None]] = {
         "text_encoder": (TextEncoder, checkpoint.text_encoder),
         "pose_estimator": (PoseEstimator, checkpoint.pose_estimator),
-        "image_encoder": (ImageEncoder, checkpoint.image_encoder),
+        "image_encoder": (PooledImageEncoder if sizes.patch_tokens == 1 else ImageEncoder, checkpoint.image_encoder),
         "identity_encoder": (IdentityEncoder, adapter.identity_encoder),
         "image_projector": (ImageProjector, adapter.image_projector),
         "pose_guider": (PoseGuider, adapter.pose_guider),

@@ -14,6 +14,7 @@ from bolid_export.shapes import graph_profile
 from bolid_export.sources import Source, model_sizes
 from bolid_export.to_tensorrt import engine_file
 from bolid_sdk.contracts import Sizes
+from bolid_sdk.manifest import capabilities
 
 # In fp32 and fp16 alike, as long as the checkpoint's weights are float16.
 BYTES, INT8_BYTES = 2, 1
@@ -25,6 +26,8 @@ def plan(source: Source, precision: str, folder: Path, engines: EngineTarget | N
     graphs = bind_graphs(source.checkpoint, sizes)
     return {
         "model": source.name,
+        "decisions": source.decisions,
+        "capabilities": capabilities(graphs, sizes),
         "precision": precision,
         "bundle": str(folder),
         "sizes": sizes.to_dict(),
@@ -47,7 +50,18 @@ def plan_text(planned: dict[str, Any]) -> str:
         f"{planned['model']} in {planned['precision']} would be written to {planned['bundle']}, about "
         f"{total:.0f} MB{engines}:"
     )
-    return "\n".join([title, *rows, *(_engine_lines(planned["engines"]) if planned["engines"] else [])])
+    decisions = [f"  {what + ':':<19}{decision}" for what, decision in planned["decisions"].items()]
+    beyond = ", ".join(planned["capabilities"]) or "nothing"
+    return "\n".join(
+        [
+            title,
+            *rows,
+            *(_engine_lines(planned["engines"]) if planned["engines"] else []),
+            "decisions:",
+            *decisions,
+            f"  {'capabilities:':<19}{beyond}, beyond a person and a prompt",
+        ]
+    )
 
 
 def _engines(target: EngineTarget, graphs: dict[str, Graph], sizes: Sizes) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def report(name: str, precision: str, verification: Mapping[str, Any], sizes: Ma
         [
             f"# {name}, {precision}",
             "",
-            _loop(verification["loop"], verification["limits"]),
+            _loop(verification),
             "",
             *_table(("graph", "MB", "output", "cosine", "max error", "relative"), rows),
             "",
@@ -54,9 +54,13 @@ def _engine_row(graph: str, engine: BuiltEngine, folder: Path) -> tuple[str, ...
     return graph, megabytes, f"{engine.build['seconds']:.1f}", f"{peak / 1e6:.0f}" if peak else "unknown"
 
 
-def _loop(loop: Mapping[str, Any], limits: Mapping[str, float]) -> str:
+def _loop(verification: Mapping[str, Any]) -> str:
+    loop, limits = verification["loop"], verification["limits"]
+    graphs = {check["graph"] for check in verification["graphs"]}
+    parts = {"image_projector": "image prompt", "pose_guider": "pose"}
+    conditions = ", ".join(["identity", *(name for graph, name in parts.items() if graph in graphs)])
     return (
-        f"{loop['steps']} steps with guidance, identity, image prompt and pose, against diffusers at equal noise, the "
+        f"{loop['steps']} steps with guidance, {conditions}, against diffusers at equal noise, the "
         f"worst of {loop['pictures']} pictures: **PSNR {loop['psnr']:.1f} dB** (at least {limits['psnr']:.0f}), "
         f"**SSIM {loop['ssim']:.4f}** (at least {limits['ssim']})."
     )

@@ -16,13 +16,12 @@ from bolid_export.metrics import cosine, psnr, relative_error, ssim
 from bolid_export.precision import Precision
 from bolid_export.reference import diffusers_latents
 from bolid_export.scene import Scene, condition, decode, noise_source, picture
-from bolid_export.sources import model_sizes
+from bolid_export.sources import Model, model_sizes
 from bolid_export.torch_engine import Record, TorchEngine
 from bolid_sdk.backends import Engine, open_backend
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BolidError
 from bolid_sdk.schedule import SamplerTable
-from bolid_training.model.checkpoint import Checkpoint
 
 # More records of one graph show nothing new, and the denoiser has forty.
 RECORDS = 6
@@ -90,7 +89,7 @@ def check_graph(spec: GraphSpec, engine: Engine, records: list[Record], limits: 
 
 
 def check_loop(
-    checkpoint: Checkpoint,
+    checkpoint: Model,
     engines: Mapping[str, Engine],
     graphs: Mapping[str, Graph],
     scenes: tuple[Scene, ...],
@@ -114,7 +113,7 @@ def check_loop(
 
 
 def reference_picture(
-    checkpoint: Checkpoint, graphs: Mapping[str, Graph], scene: Scene, *, steps: int, guidance: float
+    checkpoint: Model, graphs: Mapping[str, Graph], scene: Scene, *, steps: int, guidance: float
 ) -> NDArray[np.float32]:
     """PyTorch's pixels for the scene, at the noise that the runtime draws."""
     sizes = model_sizes(checkpoint)

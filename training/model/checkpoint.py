@@ -24,11 +24,10 @@ from transformers import (
 
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.config import AvatarConfig
-from bolid_training.model.lightning import LORA_FILE, fuse_lora
+from bolid_training.model.lightning import LIGHTNING, LORA_FILE, fuse_lora
 from bolid_training.model.pose_estimator import PoseEstimator, build_pose_estimator, load_pose_estimator
 
 MAX_TOKENS = 77
-LIGHTNING = "lightning"
 
 
 @dataclass(kw_only=True)
