@@ -17,7 +17,7 @@ from bolid_sdk.contracts import graph_specs
 from bolid_training.model.checkpoint import build_unet
 from bolid_training.model.config import AvatarConfig
 
-STEPS, SCHEDULE = 12, "FFssFssFssFF"
+STEPS, SCHEDULE = 12, "FFsFssFssFsF"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_with_the_feature_of_its_own_step_the_shallow_half_is_the_whole(graphs, 
 
 
 def test_every_input_of_the_shallow_half_matters(sizes, engines):
-    """But for the timestep: here a norm's group is one channel, and so cancels what is added to a channel (see below)."""
+    """But for the timestep: a norm's group is one channel here and cancels what is added to it (see below)."""
     full, shallow = engines["denoiser"], engines["denoiser_shallow"]
     inputs = denoiser_inputs(sizes)
     inputs = shallow_inputs(shallow, inputs, full.run(inputs)["deep_feature"])
