@@ -51,14 +51,15 @@ def full_steps(branches: Sequence[int], caching: Caching) -> list[bool]:
 
     The first step is: there is no feature yet. So is the second of eight steps or more, when the picture's composition
     changes fastest; the last, whose errors nothing corrects; and one after the number of branches has changed, since
-    the feature of one branch does not serve two. Between them one step in `PERIODS[caching]` is.
+    the feature of one branch does not serve two. Between them one step in `PERIODS[caching]` is; one in two as long as
+    there are no two features to draw a line through (`extrapolations`).
     """
     steps, period, warm_up = len(branches), PERIODS[caching], 2 if len(branches) >= 8 else 1
     full: list[bool] = []
     age = 0
     for index, count in enumerate(branches):
         fixed = index < warm_up or index == steps - 1 or count != branches[index - 1]
-        full.append(fixed or age == period - 1)
+        full.append(fixed or age + 1 >= (period if sum(full) > 2 else min(period, 2)))
         age = 0 if full[-1] else age + 1
     return full
 

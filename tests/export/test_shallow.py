@@ -11,10 +11,13 @@ from bolid_export.calibrate import PROMPTS
 from bolid_export.graphs import Denoiser
 from bolid_export.package import default_sampling, noise_schedule
 from bolid_export.scene import Scene, condition, latents, noise_source
+from bolid_export.shallow import ShallowUNet, deep_features
 from bolid_export.torch_engine import TorchEngine
 from bolid_sdk.contracts import graph_specs
+from bolid_training.model.checkpoint import build_unet
+from bolid_training.model.config import AvatarConfig
 
-STEPS, SCHEDULE = 12, "FFssFssFssFF"
+STEPS, SCHEDULE = 12, "FFsFssFssFsF"
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +67,34 @@ def test_with_the_feature_of_its_own_step_the_shallow_half_is_the_whole(graphs, 
 
 
 def test_every_input_of_the_shallow_half_matters(sizes, engines):
-    """Prompt, identity and image prompt reach its attention, the timestep its residual layer."""
+    """But for the timestep: a norm's group is one channel here and cancels what is added to it (see below)."""
     full, shallow = engines["denoiser"], engines["denoiser_shallow"]
     inputs = denoiser_inputs(sizes)
     inputs = shallow_inputs(shallow, inputs, full.run(inputs)["deep_feature"])
     inputs["extrapolation"] += 0.5
     plain = shallow.run(inputs)["next_sample"]
-    for name, values in inputs.items():
-        assert np.abs(shallow.run({**inputs, name: values + 1})["next_sample"] - plain).max() > 1e-6, name
+    for name in inputs.keys() - {"timestep"}:
+        changed = shallow.run({**inputs, name: 1.5 * inputs[name] + 1})["next_sample"]
+        assert np.abs(changed - plain).max() > 1e-5, name
+
+
+@torch.no_grad()
+def test_timestep_and_pooled_text_reach_the_shallow_half():
+    """diffusers' forward of a UNet with two channels in a norm's group, and a text added to the timestep."""
+    torch.manual_seed(0)
+    unet = build_unet(AvatarConfig(unet_channels=(64, 64, 64), text_width=64)).eval()
+    shallow = ShallowUNet(unet)
+    sample, text = torch.randn(2, 8, 8, 8), torch.randn(2, 7, 64)
+    outputs = []
+    for timestep in (torch.tensor([100.0]), torch.tensor([900.0])):
+        with deep_features(unet) as seen:
+            whole = unet(sample, timestep, text).sample
+        half = shallow(sample, timestep, seen[0], encoder_hidden_states=text, cross_attention_kwargs={})
+        torch.testing.assert_close(half, whole, atol=1e-5, rtol=0)
+        outputs.append(
+            shallow(sample, timestep, torch.zeros_like(seen[0]), encoder_hidden_states=text, cross_attention_kwargs={})
+        )
+    assert (outputs[0] - outputs[1]).abs().max() > 1e-4
 
 
 def test_the_shallow_half_is_a_small_part(graphs):

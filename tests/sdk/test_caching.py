@@ -19,11 +19,11 @@ def drawn(full):
     [
         (1, "F", "F"),
         (2, "FF", "FF"),
-        (4, "FsFF", "FssF"),
-        (8, "FFsFsFsF", "FFssFssF"),
-        (12, "FFsFsFsFsFsF", "FFssFssFssFF"),
-        (20, "FFsFsFsFsFsFsFsFsFsF", "FFssFssFssFssFssFssF"),
-        (25, "FFsFsFsFsFsFsFsFsFsFsFsFF", "FFssFssFssFssFssFssFssFsF"),
+        (4, "FsFF", "FsFF"),
+        (8, "FFsFsFsF", "FFsFssFF"),
+        (12, "FFsFsFsFsFsF", "FFsFssFssFsF"),
+        (20, "FFsFsFsFsFsFsFsFsFsF", "FFsFssFssFssFssFssFF"),
+        (25, "FFsFsFsFsFsFsFsFsFsFsFsFF", "FFsFssFssFssFssFssFssFssF"),
     ],
 )
 def test_schedules_of_usual_lengths(steps, balanced, fast):

@@ -79,7 +79,9 @@ def test_memory_stays_flat(generator, reference):
 def test_ctrl_c_leaves_nothing_behind(tiny_bundle, reference, tmp_path):
     """Interrupted after its first step of a loop that would take for ever."""
     script = (
-        "import sys\n"
+        # who runs the tests in the background of a shell has children that ignore Ctrl-C
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from bolid_sdk import cli, generator\n"
         "step = generator.Generator._step\n"
         "def told(*args):\n"
@@ -92,10 +94,13 @@ def test_ctrl_c_leaves_nothing_behind(tiny_bundle, reference, tmp_path):
     options = ["--bundle", tiny_bundle.path, "--steps", "999", "-n", "1000", "-o", tmp_path / "out.png"]
     command = [sys.executable, "-c", script, reference, "walking", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "step\n"
-    time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        assert process.stdout.readline() == "step\n"
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130, errors
     assert errors == "interrupted\n"
     assert (tmp_path / "out.png").read_bytes() == b"precious"
