@@ -23,8 +23,9 @@ from bolid_export.ranges import channel_peaks, input_scales
 from bolid_export.sensitivity import Sample, multiply_adds, sensitive_layers
 from bolid_export.smoothing import smooth
 
-GRAPHS = ("denoiser", "vae_decoder", "pose_guider")
-"""Where the time goes, and nothing but pixels comes from: keypoints are measured, identities are stored and shared."""
+GRAPHS = ("denoiser", "vae_decoder")
+"""Where the time goes, and nothing but pixels comes from: keypoints are measured, identities are stored and shared. The
+pose guider runs once a picture, and its features reach every step: little to gain, a pose to lose."""
 
 BUDGET = 0.04
 """Error of a graph's worst output that the search aims at, relative to the output's deviation."""

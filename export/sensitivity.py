@@ -6,7 +6,7 @@ to go, and the network is measured once again for certainty.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 
@@ -46,12 +46,11 @@ def sensitive_layers(
         return {}, everything
     alone = {name: error([name]) for name in _shortlist(graph, candidates, samples[0])}
     order = sorted(alone, key=lambda name: alone[name] ** 2 / work[name], reverse=True)
-    count, remaining = _predicted(everything, [alone[name] for name in order], budget), everything
-    while remaining > budget and count <= len(order):
-        remaining = error([name for name in candidates if name not in order[:count]])
-        count += STEP if remaining > budget else 0
+    count = _predicted(everything, [alone[name] for name in order], budget)
+    while (left := error([name for name in candidates if name not in order[:count]])) > budget and count < len(order):
+        count = min(count + STEP, len(order))
     kept = order[:count]
-    return {name: f"in int8 it alone moves the output by {100 * alone[name]:.1f} %" for name in kept}, remaining
+    return {name: f"in int8 it alone moves the output by {100 * alone[name]:.1f} %" for name in kept}, left
 
 
 def output_error(found: Sequence[Sample], expected: Sequence[Sample]) -> float:
@@ -108,9 +107,10 @@ def _predicted(everything: float, alone: list[float], budget: float) -> int:
 
 
 @contextmanager
-def _hooks(layers: Mapping[str, nn.Module], hook: object) -> Iterator[None]:
+def _hooks(layers: Mapping[str, nn.Module], hook: Callable[..., None]) -> Iterator[None]:
+    """`hook(name, module, args, output)` after each run of a layer."""
     handles = [
-        layer.register_forward_hook(lambda module, args, output, name=name: hook(name, module, args, output))  # type: ignore[operator]
+        layer.register_forward_hook(lambda module, args, output, name=name: hook(name, module, args, output))
         for name, layer in layers.items()
     ]
     try:
