@@ -36,7 +36,7 @@ def test_help_teaches():
 
 def test_unknown_precisions_and_backends_say_what_there_is(output):
     assert "there is fp32, fp16" in mistake("--precision", "int4", "-o", output)
-    assert "there is onnx" in mistake("--backend", "tensorflow", "-o", output)
+    assert "there is onnx" in mistake("--backend", "tensorrt", "-o", output)
 
 
 def test_wrong_folders_are_told_apart(model_folder, tmp_path, output):
