@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 
 from bolid_export.shapes import Range, Shapes, resolve_shapes
 from bolid_sdk.backends.cuda_device import open_device
 from bolid_sdk.contracts import Sizes
 from bolid_sdk.errors import BackendError, InputError
-from bolid_sdk.files import cache_folder
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """The library of each backend."""
@@ -46,18 +44,6 @@ class EngineTarget:
     compute_capabilities: tuple[str, ...]
     shapes: Shapes
     options: BuildOptions = field(default_factory=BuildOptions)
-
-    @property
-    def module(self) -> str:
-        return MODULES[self.backend]
-
-    @property
-    def timing_cache(self) -> Path | None:
-        """Where TensorRT remembers how fast its kernels are on this GPU. TensorRT-RTX measures nothing beforehand."""
-        if self.backend == "tensorrt-rtx":
-            return None
-        name = f"{self.runtime} {' '.join(self.compute_capabilities)}".replace(" ", "-")
-        return cache_folder() / "tensorrt" / f"{name}.timing"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bolid_export.engine_target import EngineTarget
+from bolid_export.engine_target import MODULES, BuildOptions, EngineTarget
 from bolid_export.refit import refittable_weights
 from bolid_export.shapes import graph_profile
-from bolid_sdk.built_engine import BuiltEngine, EngineKey, Profile
+from bolid_sdk.built_engine import BuiltEngine, EngineKey
 from bolid_sdk.bundle import file_sha256
 from bolid_sdk.contracts import GraphSpec, Sizes
 from bolid_sdk.errors import BolidError
+from bolid_sdk.files import cache_folder
 
 # -P: a file of the user's working folder may be called like a module
 WORKER = (sys.executable, "-P", "-m", "bolid_export.tensorrt_worker")
@@ -51,19 +52,19 @@ def build_engines(
         progress(f"building the engine of {name}")
         key = _key(folder, spec, sizes, target, precision)
         file = engine_file(name, target.backend)
-        build = build_engine(folder / f"{name}.onnx", folder / file, key, target)
+        build = build_engine(folder / f"{name}.onnx", folder / file, key, target.options)
         built[name] = BuiltEngine(file=file, key=key, build=build)
     return built
 
 
-def build_engine(onnx: Path, engine: Path, key: EngineKey, target: EngineTarget) -> dict[str, Any]:
+def build_engine(onnx: Path, engine: Path, key: EngineKey, options: BuildOptions | None = None) -> dict[str, Any]:
     """Writes one engine; `seconds` and `peak_bytes` of its builder. Raises EngineBuildError."""
     request, result, log = (engine.with_suffix(f".{name}") for name in ("request", "result", "log"))
-    request.write_text(json.dumps(_request(onnx, engine, key.shapes, target)), encoding="utf-8")
+    request.write_text(json.dumps(_request(onnx, engine, key, options or BuildOptions())), encoding="utf-8")
     try:
         with log.open("wb") as output:
             code = subprocess.run([*WORKER, request, result], stdout=output, stderr=output, check=False).returncode
-        return _answer(onnx.stem, target.backend, code, result, log)
+        return _answer(onnx.stem, key.library, code, result, log)
     finally:
         for file in (request, result, log):
             file.unlink(missing_ok=True)
@@ -81,18 +82,26 @@ def _key(folder: Path, spec: GraphSpec, sizes: Sizes, target: EngineTarget, prec
     )
 
 
-def _request(onnx: Path, engine: Path, shapes: Profile, target: EngineTarget) -> dict[str, Any]:
-    cache = target.timing_cache
+def _request(onnx: Path, engine: Path, key: EngineKey, options: BuildOptions) -> dict[str, Any]:
+    cache = timing_cache(key)
     return {
-        "module": target.module,
+        "module": MODULES[key.library],
         "onnx": str(onnx),
         "engine": str(engine),
-        "shapes": dict(shapes),
-        "compute_capabilities": target.compute_capabilities,
-        "options": vars(target.options),
-        "refittable": refittable_weights(onnx) if target.options.refit else [],
+        "shapes": dict(key.shapes),
+        "compute_capabilities": key.compute_capabilities,
+        "options": vars(options),
+        "refittable": refittable_weights(onnx) if options.refit else [],
         "timing_cache": None if cache is None else str(cache),
     }
+
+
+def timing_cache(key: EngineKey) -> Path | None:
+    """Where TensorRT remembers how fast its kernels are on this GPU. TensorRT-RTX measures nothing beforehand."""
+    if key.library == "tensorrt-rtx":
+        return None
+    name = f"{key.runtime} {' '.join(key.compute_capabilities)}".replace(" ", "-")
+    return cache_folder() / "tensorrt" / f"{name}.timing"
 
 
 def _answer(graph: str, backend: str, code: int, result: Path, log: Path) -> dict[str, Any]:

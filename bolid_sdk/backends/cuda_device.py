@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import RLock
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +21,7 @@ class Device:
 
     def __init__(self, runtime: Any, index: int) -> None:
         self._cuda, self.index = runtime, index
+        self._captures, self._unwanted = 0, deque[int]()
         self.activate()
         properties = self.check(runtime.cudaGetDeviceProperties(index))
         self.capability = f"{properties.major}.{properties.minor}"
@@ -43,9 +47,26 @@ class Device:
         return Buffer(self, size, int(self.check(self._cuda.cudaMalloc(size))))
 
     def free(self, address: int) -> None:
-        # by a garbage collector, possibly while the driver shuts down: nobody is there to hear of an error
+        """By a garbage collector, at any time: not while something is captured, which this would end."""
+        self._unwanted.append(address)
+        if not self._captures:
+            self._free_unwanted()
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Puts off what would end a capture."""
+        self._captures += 1
+        try:
+            yield
+        finally:
+            self._captures -= 1
+            self._free_unwanted()
+
+    def _free_unwanted(self) -> None:
+        # possibly while the driver shuts down: nobody is there to hear of an error
         self._cuda.cudaSetDevice(self.index)
-        self._cuda.cudaFree(address)
+        while self._unwanted and not self._captures:
+            self._cuda.cudaFree(self._unwanted.popleft())
 
     def create_stream(self) -> Stream:
         """Never the default stream: that one waits for all others, and cannot be captured."""
@@ -62,10 +83,13 @@ class Buffer:
 
 
 class Stream:
-    """Work in order. Copies are asynchronous: what they read and write has to live until `synchronize`."""
+    """Work in order. Copies are asynchronous: what they read and write has to live until `synchronize`.
+
+    Threads may share it: what one of them enqueues never gets into what another one captures.
+    """
 
     def __init__(self, device: Device, runtime: Any) -> None:
-        self.device, self._cuda = device, runtime
+        self.device, self._cuda, self._lock = device, runtime, RLock()
         self._stream = device.check(runtime.cudaStreamCreateWithFlags(runtime.cudaStreamNonBlocking))
         weakref.finalize(self, runtime.cudaStreamDestroy, self._stream)
 
@@ -87,23 +111,27 @@ class Stream:
 
     def synchronize(self) -> None:
         """Waits for everything. Raises BackendError for what failed on the way."""
-        self.device.check(self._cuda.cudaStreamSynchronize(self._stream))
+        with self._lock:
+            self.device.check(self._cuda.cudaStreamSynchronize(self._stream))
 
     def capture(self, work: Callable[[], None]) -> Graph:
         """Records what `work` enqueues, without running it. Raises BackendError."""
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self.device.check(self._cuda.cudaStreamBeginCapture(self._stream, mode))
-        try:
-            work()
-        finally:
-            ended = self._cuda.cudaStreamEndCapture(self._stream)
-        return Graph(self.device, self._cuda, self.device.check(ended))
+        with self._lock, self.device.capturing():
+            self.device.check(self._cuda.cudaStreamBeginCapture(self._stream, mode))
+            try:
+                work()
+            finally:
+                ended = self._cuda.cudaStreamEndCapture(self._stream)
+            return Graph(self.device, self._cuda, self.device.check(ended))
 
     def launch(self, graph: Graph) -> None:
-        self.device.check(self._cuda.cudaGraphLaunch(graph.executable, self._stream))
+        with self._lock:
+            self.device.check(self._cuda.cudaGraphLaunch(graph.executable, self._stream))
 
     def _copy(self, target: int, source: int, size: int, kind: Any) -> None:
-        self.device.check(self._cuda.cudaMemcpyAsync(target, source, size, kind, self._stream))
+        with self._lock:
+            self.device.check(self._cuda.cudaMemcpyAsync(target, source, size, kind, self._stream))
 
 
 class Graph:

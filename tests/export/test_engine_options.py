@@ -2,6 +2,7 @@
 
 import enum
 import sys
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,7 +16,9 @@ from bolid_export import engine_target, tensorrt_worker
 from bolid_export.cli import main
 from bolid_export.engine_target import BuildOptions, EngineRequest
 from bolid_export.refit import refittable_weights
+from bolid_export.to_tensorrt import timing_cache
 from bolid_sdk.backends.cuda_device import open_device
+from bolid_sdk.built_engine import EngineKey
 from bolid_sdk.errors import BackendError, InputError
 
 ROOT = Path(__file__).parents[2]
@@ -175,10 +178,11 @@ def test_a_target_is_the_gpu_that_is_here(gpu, tmp_path, monkeypatch):
     both = BuildOptions(version_compatible=True, hardware_compatible=True)
     request = EngineRequest.parse("tensorrt", "8.9", None, None, both)
     assert (request.runtime, request.compute_capabilities) == ("tensorrt 10.16.1.11+", ("8.0+",))
-    target = engine_target.EngineTarget(
-        backend="tensorrt", runtime=request.runtime, compute_capabilities=("8.9",), shapes=None
+    key = EngineKey(
+        graph_sha256=(), shapes={}, precision="fp16", runtime=request.runtime, compute_capabilities=("8.9",)
     )
-    assert target.timing_cache == tmp_path / "tensorrt" / "tensorrt-10.16.1.11+-8.9.timing"
+    assert timing_cache(key) == tmp_path / "tensorrt" / "tensorrt-10.16.1.11+-8.9.timing"
+    assert timing_cache(replace(key, runtime="tensorrt-rtx 1.7")) is None
     with pytest.raises(InputError, match=r"--compute-capability 12.0 is not that of the GPU here"):
         EngineRequest.parse("tensorrt", "12.0", None, None)
 

@@ -53,6 +53,7 @@ class FakeStream:
     number: int
     queue: list = field(default_factory=list)
     captured: list | None = None
+    running: bool = False
 
     def __int__(self):
         return self.number
@@ -102,6 +103,8 @@ class FakeCuda:
 
     def cudaFree(self, address):
         with self.lock:
+            captures = [stream for stream in self.streams.values() if stream.captured is not None]
+            assert not captures, "cudaFree ends captures"
             for stream in self.streams.values():
                 self._drain(stream)
             self.blocks.pop(address)[:] = 0xFF
@@ -167,8 +170,13 @@ class FakeCuda:
         return self.blocks[address]
 
     def _drain(self, stream):
+        """In order, even when the garbage collector frees memory in the middle of it."""
+        if stream.running:
+            return
+        stream.running = True
         while stream.queue:
             stream.queue.pop(0)()
+        stream.running = False
 
 
 class Severity(enum.Enum):

@@ -191,6 +191,30 @@ def test_threads_share_an_engine(machine, engine_bundle):
     assert all(np.array_equal(found, alone[i % 8]) for i, found in enumerate(together))
 
 
+def test_memory_is_not_freed_while_something_is_captured(machine, engine_bundle):
+    """As the garbage collector may want to: it would end the capture."""
+    backend = open_backend("tensorrt")
+    stream, unwanted = backend.device.create_stream(), [backend.device.allocate(8)]
+    stream.capture(unwanted.clear)
+    assert machine.cuda.blocks == {}
+
+
+def test_what_others_read_does_not_get_into_a_capture(machine, engine_bundle):
+    constants, inputs = denoiser_inputs(engine_bundle)
+    output = load(engine_bundle, "denoiser").bind(constants).run(inputs)["x0"]
+    expected = output.numpy()
+    with ThreadPoolExecutor(1) as pool:
+        reading = []
+
+        def capture():
+            reading.append(pool.submit(output.numpy))
+            with pytest.raises(TimeoutError):  # it waits for the capture's end
+                reading[0].result(timeout=0.2)
+
+        output.stream.capture(capture)
+        np.testing.assert_array_equal(reading[0].result(timeout=10), expected)
+
+
 def test_memory_is_given_back(machine, engine_bundle):
     constants, inputs = denoiser_inputs(engine_bundle)
     engine = load(engine_bundle, "denoiser")
