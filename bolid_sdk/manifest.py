@@ -103,15 +103,15 @@ class Manifest:
 
         pose_estimation, pose, image_prompt, caching, encode, size_conditioning (it is told how large a picture was).
         """
-        by_graph = {
-            "pose_estimator": "pose_estimation",
-            "pose_guider": "pose",
-            "image_projector": "image_prompt",
-            "denoiser_shallow": "caching",
-            "vae_encoder": "encode",
+        present = {
+            "pose_estimation": "pose_estimator" in self.graphs,
+            "pose": "pose_guider" in self.graphs or self.sizes.identity_net,
+            "image_prompt": "image_projector" in self.graphs,
+            "caching": "denoiser_shallow" in self.graphs,
+            "encode": "vae_encoder" in self.graphs,
+            "size_conditioning": bool(self.sizes.time_ids),
         }
-        told = ("size_conditioning",) if self.sizes.time_ids else ()
-        return (*(name for graph, name in by_graph.items() if graph in self.graphs), *told)
+        return tuple(name for name, there in present.items() if there)
 
     @property
     def engine_backends(self) -> tuple[str, ...]:

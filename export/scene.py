@@ -43,15 +43,23 @@ def condition(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> dict
     patches = _run(engines, "image_encoder", pixels=np.stack([blank, scene.image_prompt, *scene.crops]))
     views = np.stack([np.broadcast_to(patches[0], patches[2:].shape), patches[2:]])
     layers = sizes.cross_attention_layers
-    features = engines["pose_guider"].run({"skeleton": scene.skeleton[None]})
+    skeletons = np.stack([np.zeros_like(scene.skeleton), scene.skeleton])
     return {
         "encoder_hidden_states": _run(engines, "text_encoder", input_ids=scene.input_ids),
         "identity_tokens": _run(engines, "identity_encoder", patch_tokens=views, parts=np.stack([scene.parts] * 2)),
         "image_tokens": _run(engines, "image_projector", patch_tokens=patches[:2]),
         "identity_scale": np.full(layers, scene.identity_scale, np.float32),
         "image_scale": np.full(layers, scene.image_scale, np.float32),
-        **{name: np.concatenate([np.zeros_like(values), values]) for name, values in features.items()},
+        **_pose_features(engines, scene),
+        **({"skeleton": skeletons, "pose_scale": np.ones(1, np.float32)} if sizes.identity_net else {}),
     }
+
+
+def _pose_features(engines: Mapping[str, Engine], scene: Scene) -> dict[str, FloatArray]:
+    if "pose_guider" not in engines:
+        return {}
+    features = engines["pose_guider"].run({"skeleton": scene.skeleton[None]})
+    return {name: np.concatenate([np.zeros_like(values), values]) for name, values in features.items()}
 
 
 def picture(

@@ -23,7 +23,7 @@ def model_sizes(checkpoint: Checkpoint) -> Sizes:
         identity_tokens=adapter.identity_encoder.resampler.latents.shape[1],
         image_tokens=adapter.image_projector.latents.shape[1],
         cross_attention_layers=len(adapter.layers),
-        pose_channels=tuple(adapter.pose_guider.config.channels),
+        pose_channels=() if adapter.pose_guider is None else tuple(adapter.pose_guider.config.channels),
         pose_height=pose_height,
         pose_width=pose_width,
         native_height=native,
@@ -31,7 +31,9 @@ def model_sizes(checkpoint: Checkpoint) -> Sizes:
         min_side=max(step, native // 2 // step * step),
         max_side=2 * native,
         size_step=step,
-        deep_channels=deep_channels(checkpoint.unet),
+        # a shallow half would need the IdentityNet as well, which is what it is to save
+        deep_channels=deep_channels(checkpoint.unet) if adapter.identity_net is None else 0,
+        identity_net=adapter.identity_net is not None,
     )
 
 
