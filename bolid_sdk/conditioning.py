@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from PIL import Image
 
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.contracts import KEYPOINTS, Sizes
 from bolid_sdk.errors import InputError
 from bolid_sdk.graphs import Graphs
-from bolid_sdk.identity import unconditional_tokens
+from bolid_sdk.identity import blank_patch_tokens, unconditional_tokens
 from bolid_sdk.images import FloatArray, crop_resize, normalise
+from bolid_sdk.parts import centre_box
 from bolid_sdk.pose import Pose, draw_skeleton
 from bolid_sdk.prompt import PromptTokenizer, TokenizedPrompt
 from bolid_sdk.sampling import check_finite
@@ -89,8 +91,7 @@ class Conditioner:
 
     @cached_property
     def _no_image(self) -> FloatArray:
-        size = self._sizes.image_size
-        return self._project(np.zeros((1, 3, size, size), np.float32))
+        return self._project(blank_patch_tokens(self._graphs, self._sizes))
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, TokenizedPrompt]:
         """What the (first) tokenizer says of each different prompt."""
@@ -118,12 +119,16 @@ class Conditioner:
         return {"time_ids": np.tile(told.time_ids(), (branches * count, 1))}
 
     def identity(self, tokens: Sequence[FloatArray], branches: int) -> FloatArray:
-        """`identity_tokens` [G*B, N, C] from B people's tokens [N, C]."""
-        return self._guided(np.stack(tokens), self._nobody if branches == 2 else None, branches)
+        """`identity_tokens` [G*B, N, C] from B people's tokens [N, C]; N may differ between people."""
+        nobody = [self._nobody] if branches == 2 else []
+        *people, last = _equally_many([*tokens, *nobody])
+        if not nobody:
+            return np.stack([*people, last])
+        return self._guided(np.stack(people), last, branches)
 
     def image(self, image: Image.Image | None, count: int, branches: int) -> FloatArray:
         """`image_tokens` [G*B, M, C]; without an image prompt a zero picture's, silenced by the scale."""
-        tokens = self._no_image if image is None else self._project(self._image_pixels(image))
+        tokens = self._no_image if image is None else self._project(self._patch_tokens(image))
         conditional = np.repeat(tokens[None], count, axis=0)
         return self._guided(conditional, self._no_image if branches == 2 else None, branches)
 
@@ -165,13 +170,13 @@ class Conditioner:
         stride = self._sizes.vae_factor * self._sizes.pose_divisor(level)
         return height // stride, width // stride
 
-    def _image_pixels(self, image: Image.Image) -> FloatArray:
+    def _patch_tokens(self, image: Image.Image) -> FloatArray:
         manifest = self._bundle.manifest
-        crop = crop_resize(image, _centre_box(image.width / image.height), manifest.sizes.image_size)
-        return normalise(crop, manifest.image_mean, manifest.image_std)
+        crop = crop_resize(image, centre_box(image.width / image.height), manifest.sizes.image_size)
+        pixels = normalise(crop, manifest.image_mean, manifest.image_std)
+        return np.asarray(self._graphs["image_encoder"].run({"pixels": pixels})["patch_tokens"], np.float32)
 
-    def _project(self, pixels: FloatArray) -> FloatArray:
-        patch_tokens = self._graphs["image_encoder"].run({"pixels": pixels})["patch_tokens"]
+    def _project(self, patch_tokens: FloatArray) -> FloatArray:
         tokens = self._graphs["image_projector"].run({"patch_tokens": patch_tokens})["image_tokens"][0]
         check_finite(tokens, "the image projector")
         return np.asarray(tokens, np.float32)
@@ -181,6 +186,15 @@ class Conditioner:
         if branches == 1 or unconditional is None:
             return conditional
         return np.concatenate([np.repeat(unconditional[None], len(conditional), axis=0), conditional])
+
+
+def _equally_many(tokens: Sequence[FloatArray]) -> list[FloatArray]:
+    """People of several references have more tokens than others: all are repeated up to a common multiple.
+
+    Attention to tokens that are all repeated equally often is attention to the tokens.
+    """
+    count = math.lcm(*(len(person) for person in tokens))
+    return [np.tile(person, (count // len(person), 1)) for person in tokens]
 
 
 def _encoded_text(graphs: Graphs, ids: EncodedIds) -> dict[str, FloatArray]:
@@ -213,9 +227,3 @@ def layer_scales(value: Scale, layers: int, name: str) -> FloatArray:
     if not np.isfinite(scales).all():
         raise InputError(f"{name}={value!r} is not finite; expected a number, usually between 0 and 1.5")
     return np.array(np.broadcast_to(scales, layers))
-
-
-def _centre_box(aspect: float) -> NDArray[np.float64]:
-    """The largest centred square, as IP-Adapter's CLIP preprocessing cuts it: [1, 4]."""
-    width, height = min(1.0, 1.0 / aspect), min(1.0, aspect)
-    return np.array([[(1 - width) / 2, (1 - height) / 2, (1 + width) / 2, (1 + height) / 2]])

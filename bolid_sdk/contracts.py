@@ -56,7 +56,8 @@ MIN_CONFIDENCE = 0.3
 HEATMAP_STRIDE = 4
 
 DEEP_FEATURE = "deep_feature"
-"""What a full sampling step leaves for shallow ones (`bolid_sdk.caching`)."""
+EARLIER_DEEP_FEATURE = "earlier_deep_feature"
+"""What full sampling steps leave for shallow ones: the last one's, and that of the one before (`bolid_sdk.caching`)."""
 
 TIME_IDS = 6
 """SDXL's `time_ids`: original height and width, top and left of the crop, target height and width, in pixels."""
@@ -78,8 +79,10 @@ class Sizes:
     """Numbers that tell the denoiser of a picture's size, TIME_IDS of them (SDXL); 0: it is not told."""
     image_size: int
     patch_tokens: int
+    """Tokens of one picture; a single one is CLIP's pooled, projected embedding."""
     patch_width: int
     identity_tokens: int
+    """Tokens of a person; with one part, of each reference, and theirs follow one another (`identity_axis`)."""
     image_tokens: int
     cross_attention_layers: int
     pose_channels: tuple[int, ...]
@@ -97,6 +100,8 @@ class Sizes:
     """Sides of a picture are multiples of this."""
     deep_channels: int = 0
     """Channels of `deep_feature`, which the denoiser gives to its shallow half; zero when it gives none."""
+    parts: int = PARTS
+    """Crops of one reference: BoLID's five parts, or one, its centre square, as IP-Adapters see pictures."""
     identity_net: bool = False
     """The denoiser sees the skeleton itself, through an IdentityNet (InstantID's ControlNet) that is a part of it."""
 
@@ -104,6 +109,11 @@ class Sizes:
         divisors = self.pose_divisors
         if divisors and (len(divisors) != len(self.pose_channels) or min(divisors) < 1):
             raise ValueError(f"pose_divisors {divisors} do not fit {len(self.pose_channels)} pose features")
+
+    @property
+    def identity_axis(self) -> Axis:
+        """Identity tokens of a person: fixed, or as many times `identity_tokens` as there are references."""
+        return self.identity_tokens if self.parts > 1 else "identity_tokens"
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), **{name: list(getattr(self, name)) for name in _TUPLES}}
@@ -243,13 +253,14 @@ def _image_encoder(sizes: Sizes) -> GraphSpec:
 
 
 def _identity_encoder(sizes: Sizes) -> GraphSpec:
+    parts = (_int("parts", "batch", "views"),)
     return GraphSpec(
         name="identity_encoder",
         inputs=(
             _float("patch_tokens", "batch", "views", sizes.patch_tokens, sizes.patch_width),
-            _int("parts", "batch", "views"),
+            *(parts if sizes.parts > 1 else ()),
         ),
-        outputs=(_float("identity_tokens", "batch", sizes.identity_tokens, sizes.context_width),),
+        outputs=(_float("identity_tokens", "batch", sizes.identity_axis, sizes.context_width),),
     )
 
 
@@ -282,17 +293,21 @@ def _denoiser(sizes: Sizes) -> GraphSpec:
 
 
 def _denoiser_shallow(sizes: Sizes) -> GraphSpec:
-    """The layers that the newest sample has to pass; the pose is in the deep feature already."""
+    """The layers that the newest sample has to pass; the pose is in the deep features already.
+
+    It goes on from `deep_feature + extrapolation * (deep_feature - earlier_deep_feature)`.
+    """
+    features = (_deep_feature(sizes), _deep_feature(sizes, EARLIER_DEEP_FEATURE), _float("extrapolation", 1))
     return GraphSpec(
         name="denoiser_shallow",
-        inputs=(*_step_inputs(sizes), _deep_feature(sizes)),
+        inputs=(*_step_inputs(sizes), *features),
         outputs=_step_outputs(sizes),
         required=False,
     )
 
 
-def _deep_feature(sizes: Sizes) -> TensorSpec:
-    return _float(DEEP_FEATURE, "guided_batch", sizes.deep_channels, "latent_height", "latent_width")
+def _deep_feature(sizes: Sizes, name: str = DEEP_FEATURE) -> TensorSpec:
+    return _float(name, "guided_batch", sizes.deep_channels, "latent_height", "latent_width")
 
 
 def _step_outputs(sizes: Sizes) -> tuple[TensorSpec, ...]:
@@ -313,7 +328,7 @@ def _step_inputs(sizes: Sizes) -> tuple[TensorSpec, ...]:
         _float("coefficients", COEFFICIENTS),
         _float("guidance", 1),
         _float("encoder_hidden_states", "guided_batch", sizes.text_length, sizes.context_width),
-        _float("identity_tokens", "guided_batch", sizes.identity_tokens, sizes.context_width),
+        _float("identity_tokens", "guided_batch", sizes.identity_axis, sizes.context_width),
         *(image_tokens if sizes.image_tokens else ()),
         _float("identity_scale", layers),
         *(image_scale if sizes.image_tokens else ()),

@@ -7,23 +7,23 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from bolid_sdk.bundle import Bundle
-from bolid_sdk.contracts import KEYPOINTS, PARTS
+from bolid_sdk.contracts import KEYPOINTS, Sizes
 from bolid_sdk.errors import IdentityFileError, InputError, Notice
 from bolid_sdk.files import atomic_file
 from bolid_sdk.graphs import Graphs
 from bolid_sdk.images import FloatArray, ImageSource, crop_resize, normalise, open_image
-from bolid_sdk.parts import part_boxes
+from bolid_sdk.parts import centre_box, part_boxes
 from bolid_sdk.pose import Pose, detect_pose
 from bolid_sdk.sampling import check_finite
 
-__all__ = ["Identity", "identify", "part_boxes", "unconditional_tokens"]
+__all__ = ["Identity", "blank_patch_tokens", "identify", "part_boxes", "unconditional_tokens"]
 
 MAX_REFERENCES = 16
 MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -84,14 +84,15 @@ def identify(graphs: Graphs, bundle: Bundle, references: References) -> Identity
     sources = _as_list(references)
     images = [open_image(source) for source in sources]
     poses, notices = _poses(graphs, bundle, images, [_name(source, i) for i, source in enumerate(sources)])
-    size = bundle.manifest.sizes.image_size
+    sizes = bundle.manifest.sizes
     crops = [
-        crop_resize(image, part_boxes(_keypoints(pose), image.width / image.height), size)
+        crop_resize(image, _boxes(pose, image.width / image.height, sizes), sizes.image_size)
         for image, pose in zip(images, poses, strict=True)
     ]
     pixels = normalise(np.concatenate(crops), bundle.manifest.image_mean, bundle.manifest.image_std)
+    patch_tokens = graphs["image_encoder"].run({"pixels": pixels})["patch_tokens"]
     return Identity(
-        tokens=_identity_tokens(graphs, pixels),
+        tokens=_identity_tokens(graphs, patch_tokens, sizes),
         keypoints=None if poses[0] is None else poses[0].keypoints,
         aspect=images[0].width / images[0].height,
         digest=bundle.identity_digest,
@@ -100,16 +101,27 @@ def identify(graphs: Graphs, bundle: Bundle, references: References) -> Identity
 
 
 def unconditional_tokens(graphs: Graphs, bundle: Bundle) -> FloatArray:
-    """The tokens [N, C] of nobody: a picture that is zero after normalisation, in all parts (IP-Adapter-Plus)."""
-    size = bundle.manifest.sizes.image_size
-    return _identity_tokens(graphs, np.zeros((PARTS, 3, size, size), np.float32))
+    """The tokens [N, C] of nobody: of a blank picture in all parts."""
+    sizes = bundle.manifest.sizes
+    blank = blank_patch_tokens(graphs, sizes)
+    return _identity_tokens(graphs, np.repeat(blank, sizes.parts, axis=0), sizes)
 
 
-def _identity_tokens(graphs: Graphs, pixels: FloatArray) -> FloatArray:
-    """`pixels` [parts * references, 3, S, S] -> [N, C]."""
-    patch_tokens = graphs["image_encoder"].run({"pixels": pixels})["patch_tokens"]
-    parts = np.tile(np.arange(PARTS, dtype=np.int64), len(pixels) // PARTS)
-    inputs = {"patch_tokens": patch_tokens[None], "parts": parts[None]}
+def blank_patch_tokens(graphs: Graphs, sizes: Sizes) -> FloatArray:
+    """What the unconditional branch sees, [1, P, D]: the patch tokens of a picture that is zero after normalisation
+    (IP-Adapter-Plus), or, of a pooled embedding, zeros (IP-Adapter)."""
+    if sizes.patch_tokens == 1:
+        return np.zeros((1, 1, sizes.patch_width), np.float32)
+    pixels = np.zeros((1, 3, sizes.image_size, sizes.image_size), np.float32)
+    return np.asarray(graphs["image_encoder"].run({"pixels": pixels})["patch_tokens"], np.float32)
+
+
+def _identity_tokens(graphs: Graphs, patch_tokens: FloatArray, sizes: Sizes) -> FloatArray:
+    """`patch_tokens` [parts * references, P, D] -> [N, C]."""
+    parts = np.tile(np.arange(sizes.parts, dtype=np.int64), len(patch_tokens) // sizes.parts)
+    inputs: dict[str, NDArray[Any]] = {"patch_tokens": patch_tokens[None]}
+    if sizes.parts > 1:
+        inputs["parts"] = parts[None]
     tokens = np.asarray(graphs["identity_encoder"].run(inputs)["identity_tokens"][0], np.float32)
     check_finite(tokens, "the identity encoder")
     return tokens
@@ -134,9 +146,11 @@ def _poses(
     return [pose for pose, _ in found], tuple(notice for _, notices in found for notice in notices)
 
 
-def _keypoints(pose: Pose | None) -> NDArray[np.float32]:
-    """Without a pose every part is the whole picture."""
-    return np.zeros((KEYPOINTS, 3), np.float32) if pose is None else pose.keypoints
+def _boxes(pose: Pose | None, aspect: float, sizes: Sizes) -> NDArray[np.float64]:
+    """Crops [parts, 4] of one reference. Without a pose every part is the whole picture."""
+    if sizes.parts == 1:
+        return centre_box(aspect)
+    return part_boxes(np.zeros((KEYPOINTS, 3), np.float32) if pose is None else pose.keypoints, aspect)
 
 
 def _as_list(references: References) -> list[ImageSource]:

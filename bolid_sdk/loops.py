@@ -1,4 +1,4 @@
-"""Engines bound for one picture's sampling steps."""
+"""Engines bound for the sampling steps of a call, and what full steps leave for shallow ones."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from bolid_sdk.backends import Engine, Loop
+from bolid_sdk.backends import Array, Engine, Loop, Tensor
 from bolid_sdk.caching import PlannedStep
+from bolid_sdk.contracts import DEEP_FEATURE, EARLIER_DEEP_FEATURE
 from bolid_sdk.errors import InputError
 
 FloatArray: TypeAlias = NDArray[np.float32]
@@ -25,13 +26,14 @@ class BoundLoops:
     def __init__(self, full: Engine, shallow: Engine | None, constants: Mapping[str, FloatArray], batch: int) -> None:
         self._full, self._shallow = full, shallow
         self._constants, self._batch = constants, batch
-        self._bound: dict[PlannedStep, Loop] = {}
+        self._bound: dict[tuple[bool, int], Loop] = {}
 
     def __getitem__(self, step: PlannedStep) -> Loop:
         """Raises InputError for a shallow step where there is no shallow half."""
-        if step not in self._bound:
-            self._bound[step] = self._bind(step)
-        return self._bound[step]
+        kind = step.full, step.branches
+        if kind not in self._bound:
+            self._bound[kind] = self._bind(step)
+        return self._bound[kind]
 
     def _bind(self, step: PlannedStep) -> Loop:
         engine = self._full if step.full else self._shallow
@@ -42,3 +44,25 @@ class BoundLoops:
         guided = {tensor.name for tensor in inputs if tensor.shape[0] == "guided_batch"}
         values = {tensor.name: self._constants[tensor.name] for tensor in inputs}
         return engine.bind({name: value[-rows:] if name in guided else value for name, value in values.items()})
+
+
+class DeepFeatures:
+    """What the last two full steps left for shallow ones. It stays on the device."""
+
+    def __init__(self) -> None:
+        self._kept: list[Tensor] = []
+
+    def keep(self, outputs: Mapping[str, Tensor]) -> None:
+        """Of a step that gives a feature: a full one, of a bundle with a shallow half."""
+        if DEEP_FEATURE in outputs:
+            self._kept = [*self._kept[-1:], outputs[DEEP_FEATURE]]
+
+    def inputs(self, step: PlannedStep) -> dict[str, Tensor | Array]:
+        """What a shallow step reads beside the rest; nothing for a full one."""
+        if step.full:
+            return {}
+        latest = self._kept[-1]
+        # without extrapolation the earlier one does not count, and may have another number of branches
+        earlier = self._kept[0] if step.extrapolation else latest
+        extrapolation = np.array([step.extrapolation], np.float32)
+        return {DEEP_FEATURE: latest, EARLIER_DEEP_FEATURE: earlier, "extrapolation": extrapolation}

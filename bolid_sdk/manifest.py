@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -103,15 +103,7 @@ class Manifest:
 
         pose_estimation, pose, image_prompt, caching, encode, size_conditioning (it is told how large a picture was).
         """
-        present = {
-            "pose_estimation": "pose_estimator" in self.graphs,
-            "pose": "pose_guider" in self.graphs or self.sizes.identity_net,
-            "image_prompt": "image_projector" in self.graphs,
-            "caching": "denoiser_shallow" in self.graphs,
-            "encode": "vae_encoder" in self.graphs,
-            "size_conditioning": bool(self.sizes.time_ids),
-        }
-        return tuple(name for name, there in present.items() if there)
+        return capabilities(self.graphs, self.sizes)
 
     @property
     def engine_backends(self) -> tuple[str, ...]:
@@ -217,6 +209,19 @@ class Manifest:
         engines = [engine.file for graph in self.graphs.values() for engine in graph.engines.values()]
         tokenizers = [tokenizer.file for tokenizer in self.tokenizers.values()]
         return [*graphs, *engines, *tokenizers, *([self.golden] if self.golden else [])]
+
+
+def capabilities(graphs: Collection[str], sizes: Sizes) -> tuple[str, ...]:
+    """What graphs of these names and sizes can do beyond a person and a prompt."""
+    present = {
+        "pose_estimation": "pose_estimator" in graphs,
+        "pose": "pose_guider" in graphs or sizes.identity_net,
+        "image_prompt": "image_projector" in graphs,
+        "caching": "denoiser_shallow" in graphs,
+        "encode": "vae_encoder" in graphs,
+        "size_conditioning": bool(sizes.time_ids),
+    }
+    return tuple(name for name, there in present.items() if there)
 
 
 def _graph(name: str, values: dict[str, Any]) -> GraphEntry:

@@ -60,6 +60,12 @@ def part_boxes(keypoints: ArrayLike, aspect: float = 1.0, *, min_confidence: flo
     return _to_image(boxes, aspect)
 
 
+def centre_box(aspect: float = 1.0) -> FloatArray:
+    """The largest centred square, as IP-Adapter's CLIP preprocessing cuts it: [1, 4]."""
+    width, height = min(1.0, 1.0 / aspect), min(1.0, aspect)
+    return np.array([[(1 - width) / 2, (1 - height) / 2, (1 + width) / 2, (1 + height) / 2]])
+
+
 def person_box(keypoints: ArrayLike, aspect: float = 1.0) -> FloatArray:
     """The box [4] (as in `part_boxes`) in which a pose estimator takes a closer look at the person it has found."""
     box = part_boxes(keypoints, aspect, min_confidence=DOUBTFUL)[0].reshape(2, 2)

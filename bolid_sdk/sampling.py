@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from bolid_sdk.backends import Engine, Tensor
 from bolid_sdk.caching import CACHINGS, WHOLE, Caching, Interval, PlannedStep, plan_steps
-from bolid_sdk.contracts import DEEP_FEATURE
 from bolid_sdk.errors import InputError, NumericalError
-from bolid_sdk.loops import BoundLoops
+from bolid_sdk.loops import BoundLoops, DeepFeatures
 from bolid_sdk.schedule import (
     SAMPLERS,
     SPACINGS,
@@ -135,13 +134,12 @@ def denoise(
     if not table.uses_noise:
         constants["noise"] = np.zeros(x0.shape, np.float32)
     loops = BoundLoops(denoiser, shallow, constants, batch=len(noise.seeds))
-    deep: dict[str, Tensor] = {}
+    deep = DeepFeatures()
     for index, (step, timestep, coefficients) in enumerate(zip(plan, table.timesteps, table.coefficients, strict=True)):
         changing = {"sample": sample, "previous_x0": x0, "timestep": timestep[None], "coefficients": coefficients}
         fresh = {"noise": next(draws)} if table.uses_noise else {}
-        outputs = loops[step].run({**changing, **fresh, **({} if step.full else deep)})
-        if step.full and DEEP_FEATURE in outputs:
-            deep = {DEEP_FEATURE: outputs[DEEP_FEATURE]}
+        outputs = loops[step].run({**changing, **fresh, **deep.inputs(step)})
+        deep.keep(outputs)
         sample, x0 = outputs["next_sample"], outputs["x0"]
         check_finite(x0.numpy(), f"the denoiser at step {index + 1} of {table.steps} (timestep {timestep:g})")
         yield LoopState(index=index, x0=x0, sample=sample)

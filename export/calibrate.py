@@ -12,13 +12,13 @@ from PIL import Image
 
 from bolid_export.graphs import Graph
 from bolid_export.scene import Scene, latents, picture
+from bolid_export.sources import Model
 from bolid_export.torch_engine import Record, TorchEngine
-from bolid_sdk.contracts import PARTS, Sizes
-from bolid_sdk.identity import part_boxes
+from bolid_sdk.contracts import Sizes
 from bolid_sdk.images import crop_resize, from_signed, normalise, to_signed
+from bolid_sdk.parts import centre_box, part_boxes
 from bolid_sdk.pose import draw_skeleton
 from bolid_sdk.schedule import SamplerTable
-from bolid_training.model.checkpoint import Checkpoint
 
 PROMPTS = ("a person standing in a park, red shirt, blue trousers", "a person sitting on a red sofa")
 
@@ -43,7 +43,7 @@ class Calibration:
 
 
 def calibrate(
-    checkpoint: Checkpoint, graphs: Mapping[str, Graph], sizes: Sizes, table: SamplerTable, guidance: float
+    checkpoint: Model, graphs: Mapping[str, Graph], sizes: Sizes, table: SamplerTable, guidance: float
 ) -> Calibration:
     """Makes a picture for each prompt without an identity, then runs scenes whose references are those pictures."""
     engines = {name: TorchEngine(graph) for name, graph in graphs.items()}
@@ -51,7 +51,7 @@ def calibrate(
     pictures = [picture(engines, scene, sizes, table, guidance) for scene in blanks]
     images = from_signed(np.concatenate(pictures))
     scenes = tuple(
-        _with_references(checkpoint, scene, image, pose, other)
+        _with_references(checkpoint, sizes, scene, image, pose, other)
         for scene, (image, other), pose in zip(blanks, pairwise([*images, images[0]]), POSES, strict=True)
     )
     for scene, pixels in zip(scenes, pictures, strict=True):
@@ -59,7 +59,8 @@ def calibrate(
         if "denoiser_shallow" in engines:
             latents(engines, scene, sizes, table, guidance, caching="fast")
         engines["vae_encoder"].run({"pixels": pixels})
-        engines["pose_estimator"].run({"pixels": _resized(pixels, sizes)})
+        if "pose_estimator" in engines:
+            engines["pose_estimator"].run({"pixels": _resized(pixels, sizes)})
     return Calibration(scenes=scenes, records={name: engine.records for name, engine in engines.items()})
 
 
@@ -69,14 +70,14 @@ def spread(records: list[Record], count: int) -> Iterator[Record]:
     return (records[index] for index in indices)
 
 
-def _blank_scene(checkpoint: Checkpoint, sizes: Sizes, prompt: str, pose: NDArray[np.float32]) -> Scene:
+def _blank_scene(checkpoint: Model, sizes: Sizes, prompt: str, pose: NDArray[np.float32]) -> Scene:
     ids = checkpoint.tokenizer(["", prompt], padding="max_length", max_length=sizes.text_length, truncation=True)
     skeleton = draw_skeleton(pose, sizes.native_width, sizes.native_height)
     side = sizes.image_size
     return Scene(
         input_ids=np.array(ids["input_ids"], np.int64),
-        crops=np.zeros((PARTS, 3, side, side), np.float32),
-        parts=np.arange(PARTS),
+        crops=np.zeros((sizes.parts, 3, side, side), np.float32),
+        parts=np.arange(sizes.parts),
         image_prompt=np.zeros((3, side, side), np.float32),
         skeleton=skeleton.transpose(2, 0, 1).astype(np.float32) / 255,
         identity_scale=0.0,
@@ -86,11 +87,17 @@ def _blank_scene(checkpoint: Checkpoint, sizes: Sizes, prompt: str, pose: NDArra
 
 
 def _with_references(
-    checkpoint: Checkpoint, scene: Scene, image: Image.Image, pose: NDArray[np.float32], image_prompt: Image.Image
+    checkpoint: Model,
+    sizes: Sizes,
+    scene: Scene,
+    image: Image.Image,
+    pose: NDArray[np.float32],
+    image_prompt: Image.Image,
 ) -> Scene:
     """The scene with the person of `image` and the look of `image_prompt`; scales differ, so mixing them up shows."""
     side, extractor = scene.crops.shape[-1], checkpoint.feature_extractor
-    crops = crop_resize(image, part_boxes(pose, image.width / image.height), side)
+    aspect = image.width / image.height
+    crops = crop_resize(image, part_boxes(pose, aspect) if sizes.parts > 1 else centre_box(aspect), side)
     whole = np.asarray(image_prompt.resize((side, side), Image.Resampling.BICUBIC))
     pixels = normalise(np.stack([whole, *crops]), extractor.image_mean, extractor.image_std)
     return replace(scene, crops=pixels[1:], image_prompt=pixels[0], identity_scale=1.0, image_scale=0.5)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bolid_export.shallow import ShallowUNet, deep_features
+from bolid_export.sources import Model
 from bolid_sdk.contracts import DEEP_FEATURE, GraphSpec, Sizes, graph_specs
-from bolid_training.model.checkpoint import Checkpoint
 from bolid_training.model.identity_net import IdentityGuidedUNet
 from bolid_training.model.pose_estimator import decode_heatmaps
 
@@ -57,9 +57,18 @@ class ImageEncoder(Graph):
         return (self.network(pixels.to(self.dtype), output_hidden_states=True).hidden_states[-2],)
 
 
+class PooledImageEncoder(Graph):
+    """The projected embedding as the picture's only token, as IP-Adapter (base) reads it."""
+
+    def run(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        return (self.network(pixels.to(self.dtype)).image_embeds[:, None],)
+
+
 class IdentityEncoder(Graph):
-    def run(self, patch_tokens: Tensor, parts: Tensor) -> tuple[Tensor, ...]:
-        return (self.network(patch_tokens.to(self.dtype), parts),)
+    """With `parts` only where pictures are cut into some."""
+
+    def run(self, patch_tokens: Tensor, **parts: Tensor) -> tuple[Tensor, ...]:
+        return (self.network(patch_tokens.to(self.dtype), **parts),)
 
 
 class ImageProjector(Graph):
@@ -146,7 +155,7 @@ class Denoiser(Graph):
 
 
 class DenoiserShallow(Denoiser):
-    """A sampling step by the shallow half of the UNet, from the deep feature of an earlier step."""
+    """A sampling step by the shallow half of the UNet, from the deep features of two earlier steps."""
 
     def predict(
         self,
@@ -154,12 +163,15 @@ class DenoiserShallow(Denoiser):
         timestep: Tensor,
         encoder_hidden_states: Tensor,
         deep_feature: Tensor,
+        earlier_deep_feature: Tensor,
+        extrapolation: Tensor,
         **conditioning: Tensor,
     ) -> tuple[Tensor, ...]:
+        deep = deep_feature + extrapolation * (deep_feature - earlier_deep_feature)
         output = self.network(
             sample.to(self.dtype),
             timestep,
-            deep_feature.to(self.dtype),
+            deep.to(self.dtype),
             encoder_hidden_states=encoder_hidden_states.to(self.dtype),
             cross_attention_kwargs={name: value.to(self.dtype) for name, value in conditioning.items()},
         )
@@ -178,19 +190,19 @@ def guide(output: Tensor, guidance: Tensor, batch: int) -> Tensor:
     return first + guidance * (last - first)
 
 
-def denoiser_network(checkpoint: Checkpoint) -> nn.Module:
+def denoiser_network(checkpoint: Model) -> nn.Module:
     """The UNet, with InstantID's IdentityNet around it if the adapter has one."""
     net = checkpoint.adapter.identity_net
     return checkpoint.unet if net is None else IdentityGuidedUNet(checkpoint.unet, net)
 
 
-def bind_graphs(checkpoint: Checkpoint, sizes: Sizes) -> dict[str, Graph]:
+def bind_graphs(checkpoint: Model, sizes: Sizes) -> dict[str, Graph]:
     """Every graph of the checkpoint by name, in eval mode, sharing the checkpoint's weights."""
     adapter = checkpoint.adapter
-    networks: dict[str, tuple[type[Graph], nn.Module]] = {
+    networks: dict[str, tuple[type[Graph], nn.Module | None]] = {
         "text_encoder": (TextEncoder, checkpoint.text_encoder),
         "pose_estimator": (PoseEstimator, checkpoint.pose_estimator),
-        "image_encoder": (ImageEncoder, checkpoint.image_encoder),
+        "image_encoder": (PooledImageEncoder if sizes.patch_tokens == 1 else ImageEncoder, checkpoint.image_encoder),
         "identity_encoder": (IdentityEncoder, adapter.identity_encoder),
         "image_projector": (ImageProjector, adapter.image_projector),
         "pose_guider": (PoseGuider, adapter.pose_guider),

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bolid_export.sources import Source
+from bolid_export.sources import Model, Source
 from bolid_export.torch_engine import Record
 from bolid_sdk.built_engine import BuiltEngine
 from bolid_sdk.contracts import GraphSpec, Sizes
 from bolid_sdk.manifest import GraphEntry, Manifest, TokenizerEntry
 from bolid_sdk.sampling import ResolvedSampling
 from bolid_sdk.schedule import NoiseSchedule
-from bolid_training.model.checkpoint import Checkpoint
 
 TOOLS = ("bolid-sdk", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
 GOLDEN, TOKENIZER, REPORT = "golden.npz", "tokenizer.json", "report.md"
@@ -27,7 +26,7 @@ GOLDEN, TOKENIZER, REPORT = "golden.npz", "tokenizer.json", "report.md"
 EXTERNAL_DATA_BYTES = 1 << 30
 
 
-def noise_schedule(checkpoint: Checkpoint) -> NoiseSchedule:
+def noise_schedule(checkpoint: Model) -> NoiseSchedule:
     """The forward process of the checkpoint's scheduler. Raises InputError for a schedule the runtime lacks."""
     config = checkpoint.scheduler.config
     trained = config.get("trained_betas")
@@ -44,7 +43,7 @@ def noise_schedule(checkpoint: Checkpoint) -> NoiseSchedule:
     )
 
 
-def default_sampling(checkpoint: Checkpoint) -> ResolvedSampling:
+def default_sampling(checkpoint: Model) -> ResolvedSampling:
     """DDIM as the checkpoint's scheduler spaces it: also what the loop is verified with."""
     config, spacing = checkpoint.config, checkpoint.scheduler.config.timestep_spacing
     return ResolvedSampling(steps=config.steps, guidance=config.guidance, sampler="ddim", spacing=spacing)
@@ -68,7 +67,7 @@ def save_golden(records: Mapping[str, list[Record]], file: Path) -> Path:
     return file
 
 
-def save_tokenizer(checkpoint: Checkpoint, file: Path) -> Path:
+def save_tokenizer(checkpoint: Model, file: Path) -> Path:
     """The tokenizer as tokenizers reads it, without padding and truncation: those are the runtime's."""
     content = json.loads(checkpoint.tokenizer.backend_tokenizer.to_str())
     file.write_text(json.dumps({**content, "padding": None, "truncation": None}, ensure_ascii=False), encoding="utf-8")
@@ -91,7 +90,7 @@ def build_manifest(
     extractor, vae = checkpoint.feature_extractor, checkpoint.vae.config
     return Manifest(
         name=source.name,
-        family="stable-diffusion",
+        family=checkpoint.family,
         precision=precision,
         licence=licence,
         sizes=sizes,
@@ -104,7 +103,11 @@ def build_manifest(
         pose_threshold=checkpoint.config.pose_threshold,
         latent={"scaling_factor": vae.scaling_factor, "shift_factor": vae.get("shift_factor") or 0.0},
         golden=GOLDEN,
-        sources={"checkpoint": source.name, "files": source.hashes},
+        sources={
+            "checkpoint": source.name,
+            "files": source.hashes,
+            **({"loras": source.loras} if source.loras else {}),
+        },
         tools=tool_versions(),
         verification=verification,
     )

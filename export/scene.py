@@ -21,7 +21,7 @@ FloatArray = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What the graphs read for one guided picture.
+    """What the graphs read for one guided picture; what a model has no graph for is not read.
 
     `input_ids` int64 [2, 77] (empty prompt, prompt); `crops` [V, 3, S, S] and `parts` int64 [V]; `image_prompt`
     [3, S, S]; `skeleton` [3, H, W] in [0, 1]; the two scales are broadcast over the layers.
@@ -38,21 +38,49 @@ class Scene:
 
 
 def condition(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> dict[str, FloatArray]:
-    """The denoiser's conditioning for two branches, unconditional first: the tokens of a black picture, and no pose."""
-    blank = np.zeros_like(scene.image_prompt)
-    patches = _run(engines, "image_encoder", pixels=np.stack([blank, scene.image_prompt, *scene.crops]))
-    views = np.stack([np.broadcast_to(patches[0], patches[2:].shape), patches[2:]])
+    """The denoiser's conditioning for two branches, unconditional first: a black picture's tokens, and no pose."""
+    patches = _patch_tokens(engines, scene, sizes)
     layers = sizes.cross_attention_layers
-    skeletons = np.stack([np.zeros_like(scene.skeleton), scene.skeleton])
     return {
         "encoder_hidden_states": _run(engines, "text_encoder", input_ids=scene.input_ids),
-        "identity_tokens": _run(engines, "identity_encoder", patch_tokens=views, parts=np.stack([scene.parts] * 2)),
-        "image_tokens": _run(engines, "image_projector", patch_tokens=patches[:2]),
+        "identity_tokens": _identity_tokens(engines, scene, sizes, patches),
         "identity_scale": np.full(layers, scene.identity_scale, np.float32),
-        "image_scale": np.full(layers, scene.image_scale, np.float32),
+        **_image_prompt(engines, scene, sizes, patches),
         **_pose_features(engines, scene),
-        **({"skeleton": skeletons, "pose_scale": np.ones(1, np.float32)} if sizes.identity_net else {}),
+        **_skeletons(scene, sizes),
     }
+
+
+def _patch_tokens(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> FloatArray:
+    """Of a black picture, the image prompt and the crops: [2 + V, P, D]. A black picture's pooled embedding is zero."""
+    blank = np.zeros_like(scene.image_prompt)
+    patches = _run(engines, "image_encoder", pixels=np.stack([blank, scene.image_prompt, *scene.crops]))
+    if sizes.patch_tokens == 1:
+        patches = np.concatenate([np.zeros_like(patches[:1]), patches[1:]])
+    return patches
+
+
+def _identity_tokens(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes, patches: FloatArray) -> FloatArray:
+    views = np.stack([np.broadcast_to(patches[0], patches[2:].shape), patches[2:]])
+    parts = {"parts": np.stack([scene.parts] * 2)} if sizes.parts > 1 else {}
+    return _run(engines, "identity_encoder", patch_tokens=views, **parts)
+
+
+def _image_prompt(
+    engines: Mapping[str, Engine], scene: Scene, sizes: Sizes, patches: FloatArray
+) -> dict[str, FloatArray]:
+    if not sizes.image_tokens:
+        return {}
+    scale = np.full(sizes.cross_attention_layers, scene.image_scale, np.float32)
+    return {"image_tokens": _run(engines, "image_projector", patch_tokens=patches[:2]), "image_scale": scale}
+
+
+def _skeletons(scene: Scene, sizes: Sizes) -> dict[str, FloatArray]:
+    """What an IdentityNet sees: black without a pose."""
+    if not sizes.identity_net:
+        return {}
+    skeletons = np.stack([np.zeros_like(scene.skeleton), scene.skeleton])
+    return {"skeleton": skeletons, "pose_scale": np.ones(1, np.float32)}
 
 
 def _pose_features(engines: Mapping[str, Engine], scene: Scene) -> dict[str, FloatArray]:

@@ -1,10 +1,10 @@
 """The shallow half of a UNet: what a sampling step still computes when the deep layers' result is kept (DeepCache).
 
 Along a trajectory the features of a UNet's deep layers change slowly from step to step (arXiv:2312.00858). A full step
-gives the input of the outermost up block's last layer; a shallow step takes it in place of everything that leads there
-and runs the input convolution, whose output is that layer's skip connection, the layer itself, and the output
-convolution. Of SD1.5's arithmetic that is 7 % at 256 x 256 and 8 % at 512 x 512, of its weights 1 %. A cut one layer
-earlier costs 18 % and 22 %, one at the block's entrance 31 % and 38 %.
+gives the input of the outermost up block's last layer; a shallow step takes one continued from earlier steps, in
+place of everything that leads there, and runs the input convolution, whose output is that layer's skip connection, the
+layer itself, and the output convolution. Of SD1.5's arithmetic that is 7 % at 256 x 256 and 8 % at 512 x 512, of its
+weights 1 %. A cut one layer earlier costs 18 % and 22 %, one at the block's entrance 31 % and 38 %.
 """
 
 from __future__ import annotations

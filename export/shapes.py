@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bolid_sdk.built_engine import Profile, Shape
-from bolid_sdk.contracts import PARTS, Axis, GraphSpec, Sizes, TensorSpec
+from bolid_sdk.contracts import Axis, GraphSpec, Sizes, TensorSpec
 from bolid_sdk.errors import InputError
 from bolid_sdk.identity import MAX_REFERENCES
 
@@ -73,10 +73,12 @@ def graph_profile(spec: GraphSpec, shapes: Shapes, sizes: Sizes) -> Profile:
 def _axes(graph: str, shapes: Shapes, sizes: Sizes) -> dict[str, Range]:
     batch = shapes.batch
     return {
-        "batch": _batch(graph, batch),
+        "batch": _batch(graph, batch, sizes),
         # one branch without guidance, two with it
         "guided_batch": Range(min=batch.min, opt=2 * batch.opt, max=2 * batch.max),
-        "views": Range(min=PARTS, opt=PARTS, max=PARTS * MAX_REFERENCES),
+        "views": _references(sizes.parts),
+        # the common multiple of people with different numbers of references (`bolid_sdk.conditioning`) may lie beyond
+        "identity_tokens": _references(sizes.identity_tokens),
         "height": shapes.height,
         "width": shapes.width,
         "latent_height": shapes.height.divided(sizes.vae_factor),
@@ -84,14 +86,19 @@ def _axes(graph: str, shapes: Shapes, sizes: Sizes) -> dict[str, Range]:
     }
 
 
-def _batch(graph: str, batch: Range) -> Range:
+def _references(count: int) -> Range:
+    """As many for one reference, usually, as for the most."""
+    return Range(min=count, opt=count, max=count * MAX_REFERENCES)
+
+
+def _batch(graph: str, batch: Range, sizes: Sizes) -> Range:
     """What the graphs in front of the loop count is not pictures (`bolid_sdk.conditioning`, `bolid_sdk.identity`)."""
     if graph in ("denoiser", "denoiser_shallow", "vae_decoder", "vae_encoder"):
         return batch
     if graph == "text_encoder":  # different prompts, and the unconditional one
         return Range(min=1, opt=2, max=batch.max + 1)
     if graph == "image_encoder":  # an image prompt, or all parts of all references
-        return Range(min=1, opt=PARTS, max=PARTS * MAX_REFERENCES)
+        return Range(min=1, opt=sizes.parts, max=sizes.parts * MAX_REFERENCES)
     return Range(min=1, opt=1, max=batch.max)
 
 

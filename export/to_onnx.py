@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bolid_export.graphs import Graph
 from bolid_export.norms import expand_group_norms
+from bolid_export.quantised import TRANSLATIONS
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 
 # At 23, scaled_dot_product_attention becomes `Attention`, and two of them sharing one query, which is what decoupled
@@ -23,7 +24,7 @@ from bolid_sdk.contracts import GraphSpec, TensorSpec
 OPSET = 21
 
 # Small, and all different: an axis that is 0 or 1, or equal to another, is what torch.export would specialise.
-_EXAMPLE_AXES = {"batch": 2, "guided_batch": 6, "views": 5}
+_EXAMPLE_AXES = {"batch": 2, "guided_batch": 6, "views": 5, "identity_tokens": 7}
 
 # torch.export finds this bound only after tracing, and traces again; the ONNX graph has none.
 _MAX_GUIDED_BATCH = 63
@@ -36,7 +37,7 @@ def to_onnx(graph: Graph, *, size_step: int, vae_factor: int) -> onnx.ModelProto
     """
     units = {"height": size_step, "latent_height": size_step // vae_factor}
     inputs = example_inputs(graph.spec, {axis: 3 * unit for axis, unit in units.items()})
-    dims = {name: torch.export.Dim(name) for name in ("batch", "views", "rows", "columns")}
+    dims = {name: torch.export.Dim(name) for name in ("batch", "views", "identity_tokens", "rows", "columns")}
     dims["guided_batch"] = torch.export.Dim("guided_batch", max=_MAX_GUIDED_BATCH)
     shapes = tuple(_dynamic_axes(tensor, units, dims) for tensor in graph.spec.inputs)
     with _quiet():
@@ -48,6 +49,7 @@ def to_onnx(graph: Graph, *, size_step: int, vae_factor: int) -> onnx.ModelProto
             dynamic_shapes=(shapes,),
             input_names=list(graph.spec.input_names),
             output_names=list(graph.spec.output_names),
+            custom_translation_table=TRANSLATIONS,
             verbose=False,
         )
     model = program.model_proto

@@ -11,7 +11,6 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPToken
 
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import (
-    LIGHTNING,
     Checkpoint,
     build_scheduler,
     cast_weights,
@@ -20,7 +19,7 @@ from bolid_training.model.checkpoint import (
     load_checkpoint,
 )
 from bolid_training.model.config import AvatarConfig
-from bolid_training.model.lightning import LORA_FILE, STEPS
+from bolid_training.model.lightning import LIGHTNING, LORA_FILE, STEPS
 from bolid_training.model.pose_estimator import load_pose_estimator
 from bolid_training.recipes.methods import RECIPES, Recipe, recipe_config
 

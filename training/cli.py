@@ -10,6 +10,7 @@ import click
 from bolid_training.avatars.cli import data as data_command
 from bolid_training.recipes import methods
 from bolid_training.recipes.avatar import JUDGES, STAGES
+from bolid_training.userdata.cli import fit as fit_command
 
 if TYPE_CHECKING:
     from bolid_training.loop import Task
@@ -20,9 +21,23 @@ DATA = Path("runs/people")
 RECIPES = STAGES | JUDGES
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class FitByDefault(click.Group):
+    """Options without a command are `fit`'s: `bolid-train --model DIR --data DIR`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            args = ["fit", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=FitByDefault, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Trains BoLID. For the embedded avatar, from nothing:
+    """Trains BoLID. The adapter on a Stable Diffusion of your own, with your pictures:
+
+    \b
+      bolid-train --model DIR --data DIR     see `bolid-train fit --help`
+
+    For the embedded avatar, from nothing:
 
     \b
       bolid-train data --out runs/people     render people (CC0, synthetic)
@@ -51,6 +66,7 @@ def main() -> None:
 
 
 main.add_command(data_command, "data")
+main.add_command(fit_command, "fit")
 
 
 @main.command()

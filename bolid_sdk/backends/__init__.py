@@ -74,6 +74,14 @@ class Backend(Protocol):
         """
 
 
+class EngineBackend(Protocol):
+    """What an ahead-of-time backend is on top of a Backend: its engines are for one version of a library, on certain
+    devices."""
+
+    def check_engine(self, file: EngineFile) -> None:
+        """Raises BundleError, with what was found, what is here and what to do, when the engine is for others."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackendEntry:
     """Where a backend lives and how to get it."""

@@ -217,9 +217,9 @@ class TrtLoop:
 class TrtEngine:
     """A deserialised engine. Callers that run at the same time get a session each, which later callers find again."""
 
-    def __init__(self, backend: TrtBackend, engine: Any, spec: GraphSpec, file: EngineFile) -> None:
+    def __init__(self, backend: TrtBackend, cuda_engine: Any, spec: GraphSpec, file: EngineFile) -> None:
         self.device, self.spec = backend.device, spec
-        self._backend, self._engine, self._file = backend, engine, file
+        self._backend, self._cuda_engine, self._file = backend, cuda_engine, file
         self._idle: list[Session] = []
         self._lock = Lock()
 
@@ -251,15 +251,15 @@ class TrtEngine:
     def create_context(self) -> Any:
         """With activations in memory of ours, so that plans can share it. Raises BackendError."""
         trt, strategy = self._backend.library, self._backend.library.ExecutionContextAllocationStrategy.USER_MANAGED
-        if hasattr(self._engine, "create_runtime_config"):
-            config = self._engine.create_runtime_config()
+        if hasattr(self._cuda_engine, "create_runtime_config"):
+            config = self._cuda_engine.create_runtime_config()
             config.set_execution_context_allocation_strategy(strategy)
             if hasattr(config, "cuda_graph_strategy") and self._backend.cuda_graphs:
                 config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
         else:
             config = strategy
         with self._lock:
-            context = self._engine.create_execution_context(config)
+            context = self._cuda_engine.create_execution_context(config)
         if context is None:
             raise BackendError(f"{self.name} cannot be prepared to run on {self.device}: {self.log()}")
         return context
@@ -312,10 +312,13 @@ class TrtBackend:
                 f"{path.parent} has no {self.name} engine of {spec.name}: export it with bolid-export --backend "
                 f"{self.name} --compute-capability {self.device.capability}, or use backend 'onnxruntime'"
             )
+        self.check_engine(file)
+        cuda_engine = self._deserialise(file)
+        _check_signature(self.library, cuda_engine, spec, file.name)
+        return TrtEngine(self, cuda_engine, spec, file)
+
+    def check_engine(self, file: EngineFile) -> None:
         file.key.check_runtime(self.runtime, self.device.capability, file.name)
-        engine = self._deserialise(file)
-        _check_signature(self.library, engine, spec, file.name)
-        return TrtEngine(self, engine, spec, file)
 
     def give_up_captures(self, notice: str) -> None:
         self.captures = False
@@ -328,10 +331,10 @@ class TrtBackend:
             self._check_validity(content, file.name)
             # such an engine brings code for the host along: allowed for this one, whose hash is right
             self._runtime.engine_host_code_allowed = file.key.runtime.endswith("+")
-            engine = self._runtime.deserialize_cuda_engine(content)
-        if engine is None:
+            cuda_engine = self._runtime.deserialize_cuda_engine(content)
+        if cuda_engine is None:
             raise BundleError(f"{file.name} cannot be loaded by {self.description}: {self.log.last()}")
-        return engine
+        return cuda_engine
 
     def _check_validity(self, content: bytes, name: str) -> None:
         """TensorRT-RTX tells beforehand why an engine cannot run."""
@@ -392,12 +395,12 @@ def _log(library: Any) -> Any:
     return Log()
 
 
-def _check_signature(trt: Any, engine: Any, spec: GraphSpec, name: str) -> None:
+def _check_signature(trt: Any, cuda_engine: Any, spec: GraphSpec, name: str) -> None:
     """Raises BundleError when names or dtypes differ from the manifest's."""
     found: dict[Any, dict[str, np.dtype[Any]]] = {trt.TensorIOMode.INPUT: {}, trt.TensorIOMode.OUTPUT: {}}
-    for i in range(engine.num_io_tensors):
-        tensor = engine.get_tensor_name(i)
-        found[engine.get_tensor_mode(tensor)][tensor] = np.dtype(trt.nptype(engine.get_tensor_dtype(tensor)))
+    for i in range(cuda_engine.num_io_tensors):
+        tensor = cuda_engine.get_tensor_name(i)
+        found[cuda_engine.get_tensor_mode(tensor)][tensor] = np.dtype(trt.nptype(cuda_engine.get_tensor_dtype(tensor)))
     for mode, tensors in ((trt.TensorIOMode.INPUT, spec.inputs), (trt.TensorIOMode.OUTPUT, spec.outputs)):
         expected = {tensor.name: np.dtype(tensor.dtype) for tensor in tensors}
         if found[mode] != expected:

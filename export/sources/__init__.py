@@ -1,7 +1,17 @@
-"""What an export starts from: a diffusers folder and adapter files."""
+"""What an export starts from: a diffusers folder or a single file, adapters, LoRAs, and parts from elsewhere."""
 
-from bolid_export.sources.adapters import replace_adapters
-from bolid_export.sources.checkpoints import Source, default_checkpoint, open_source
+from bolid_export.sources.checkpoints import PREDICTION_TYPES, Choices, Source, default_checkpoint, open_source
+from bolid_export.sources.loras import Lora
+from bolid_export.sources.model import Model
 from bolid_export.sources.sizes import model_sizes
 
-__all__ = ["Source", "default_checkpoint", "model_sizes", "open_source", "replace_adapters"]
+__all__ = [
+    "PREDICTION_TYPES",
+    "Choices",
+    "Lora",
+    "Model",
+    "Source",
+    "default_checkpoint",
+    "model_sizes",
+    "open_source",
+]

@@ -1,69 +1,241 @@
-"""Adapters from files of their own, in place of the checkpoint's."""
+"""Adapters on a base: each file's kind and role, its keys, and the networks that are made of it."""
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
+from diffusers.models.embeddings import IPAdapterFullImageProjection
+from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
 
+from bolid_export.sources.adapter_kinds import BOLID, PART_EMBEDDING, AdapterKind, Role, context_width, kind_of
+from bolid_export.sources.encoders import PooledProjection, ViewEncoder
+from bolid_export.sources.families import width_name
+from bolid_export.sources.files import listed, read_shapes, read_tensors, require_keys
+from bolid_export.sources.model import Adapters
+from bolid_sdk.contracts import PARTS
 from bolid_sdk.errors import InputError
-from bolid_training.model.adapter import Adapter
+from bolid_training.model.attention import install_body_id_attention
+from bolid_training.model.body_encoder import BodyEncoder
+from bolid_training.model.identity_net import load_identity_net
 
 IDENTITY, IMAGE_PROMPT, POSE_GUIDER = "identity.safetensors", "image_prompt.safetensors", "pose_guider"
+IDENTITY_NET = "identity_net"
+BRANCHES: dict[Role, str] = {"identity": "identity", "image_prompt": "image"}
+PLACES: dict[Role, str] = {"identity": IDENTITY, "image_prompt": IMAGE_PROMPT, "pose_guider": POSE_GUIDER}
 
 
-def replace_adapters(adapter: Adapter, original: Path, chosen: Sequence[Path]) -> dict[str, str]:
-    """Loads `chosen` into `adapter`, and what they leave out from the folder `original`.
+@dataclass(frozen=True, kw_only=True)
+class AdapterFile:
+    """A file or folder and what it is; a pose guider has no kind."""
 
-    Returns the sha256 of the chosen files, by place in a checkpoint. Raises InputError for files that are no adapter,
-    do not fit the model, or are of the same kind.
-    """
-    places = {name: original / name for name in (IDENTITY, IMAGE_PROMPT, POSE_GUIDER)}
-    kinds = [adapter_kind(path) for path in chosen]
-    if len(set(kinds)) < len(kinds):
-        raise InputError(f"two adapters of one kind were given ({', '.join(kinds)}); give one of each kind")
-    places |= dict(zip(kinds, chosen, strict=True))
-    with tempfile.TemporaryDirectory() as folder:
-        for name, path in places.items():
-            (Path(folder) / name).symlink_to(path.resolve())
-        try:
-            adapter.load(Path(folder))
-        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-            given = ", ".join(str(path) for path in chosen)
-            raise InputError(f"{given} does not fit this model: {' '.join(str(error).split())[:300]}") from error
-    return {f"adapter/{kind}": _digest(path) for kind, path in zip(kinds, chosen, strict=True)}
+    path: Path
+    kind: AdapterKind | None
+
+    @property
+    def name(self) -> str:
+        return self.kind.name if self.kind else "T2I-Adapter"
 
 
-def adapter_kind(path: Path) -> str:
-    """The adapter's place in a checkpoint, told by its content: a T2IAdapter folder, or keys of IP-Adapter-Plus."""
+def own_adapters(folder: Path) -> dict[Role, AdapterFile]:
+    """Those that a checkpoint brings: `adapter/identity.safetensors`, `image_prompt.safetensors`, `pose_guider/`."""
+    places = {role: folder / "adapter" / name for role, name in PLACES.items()}
+    return {role: open_adapter(path) for role, path in places.items() if path.exists()}
+
+
+def open_adapter(path: Path) -> AdapterFile:
+    """Recognises an adapter by its content. Raises InputError for what is none, or none that can be exported."""
     if not path.exists():
         raise InputError(f"no such adapter: {path}")
     if path.is_dir():
         if (path / "config.json").is_file():
-            return POSE_GUIDER
+            return AdapterFile(path=path, kind=None)
         raise InputError(f"{path} is not a pose guider: expected a diffusers T2IAdapter folder with config.json")
-    keys = _keys(path)
-    if not any(key.startswith("image_proj.") for key in keys):
+    shapes = read_shapes(path)
+    kind = kind_of(shapes)
+    if kind is None:
         raise InputError(
-            f"{path} is not an adapter: expected the keys image_proj.* and ip_adapter.* of IP-Adapter-Plus"
+            f"{path} is not an adapter: expected the keys image_proj.* and ip_adapter.* of an IP-Adapter, found "
+            f"{listed(shapes)}"
         )
-    return IDENTITY if "body.part_embedding" in keys else IMAGE_PROMPT
+    if kind.needs:
+        raise InputError(f"{path} is {kind.name}, which needs {kind.needs}")
+    return AdapterFile(path=path, kind=kind)
 
 
-def _keys(path: Path) -> Iterable[str]:
+def assign_roles(own: Mapping[Role, AdapterFile], chosen: Sequence[AdapterFile]) -> dict[Role, AdapterFile]:
+    """Who does what: `chosen` in place of `own`.
+
+    BoLID's adapter is the identity. So is the first IP-Adapter, if nothing else is; another one is the image prompt.
+    Raises InputError when two are left for one role, and when none is the identity.
+    """
+    roles: dict[Role, AdapterFile] = {}
+    bolid = any(file.kind is BOLID for file in chosen) or "identity" in own
+    for file in chosen:
+        role = _role(file, has_identity=bolid or "identity" in roles)
+        if role in roles:
+            raise InputError(
+                f"two adapters of one kind were given, both {role.replace('_', ' ')}: {roles[role].path} and "
+                f"{file.path}; give one of each kind"
+            )
+        roles[role] = file
+    roles = {**own, **roles}
+    if "identity" not in roles:
+        raise InputError(
+            "the model has no identity adapter; name one with --adapter: an IP-Adapter (base, Plus, full) or BoLID's"
+        )
+    return roles
+
+
+def _role(file: AdapterFile, *, has_identity: bool) -> Role:
+    if file.kind is None:
+        return "pose_guider"
+    return "image_prompt" if file.kind is not BOLID and has_identity else "identity"
+
+
+def attach_adapters(
+    unet: UNet2DConditionModel, image_encoder: CLIPVisionModelWithProjection, roles: Mapping[Role, AdapterFile]
+) -> Adapters:
+    """Installs decoupled attention in `unet` and loads every adapter, in float32. Raises InputError."""
+    files = {role: roles[role] for role in BRANCHES if role in roles}
+    _require_one_kind_of_features(files)
+    layers = install_body_id_attention(unet, [BRANCHES[role] for role in files])
+    states = {role: _read(file, unet, layers, image_encoder) for role, file in files.items()}
+    for role, state in states.items():
+        _load_keys_and_values(layers, BRANCHES[role], state)
+    patches = (image_encoder.config.image_size // image_encoder.config.patch_size) ** 2 + 1
+    identity, prompt = files["identity"], files.get("image_prompt")
+    projection = _projection(identity, unet, states["identity"])
+    prompt_projection = _projection(prompt, unet, states["image_prompt"]) if prompt else None
+    guider = roles.get("pose_guider")
+    return Adapters(
+        layers=layers,
+        identity_encoder=_identity_encoder(identity, projection, states["identity"]),
+        identity_tokens=_tokens(projection, patches),
+        parts=PARTS if identity.kind is BOLID else 1,
+        pooled=identity.kind.pooled,
+        image_projector=_pooled(prompt, prompt_projection) if prompt else None,
+        image_tokens=_tokens(prompt_projection, patches) if prompt else 0,
+        pose_guider=load_pose_guider(guider.path, unet) if guider else None,
+        # it lies beside the identity that it was trained with
+        identity_net=_identity_net(identity.path.parent / IDENTITY_NET),
+    )
+
+
+def _identity_net(folder: Path) -> ControlNetModel | None:
+    if not folder.is_dir():
+        return None
     try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a safetensors file ({error}); pickles are not read, convert them") from error
+        return load_identity_net(folder)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder} is no ControlNet: {' '.join(str(error).split())[:300]}") from error
 
 
-def _digest(path: Path) -> str:
-    files = sorted(path.rglob("*.*")) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+def load_pose_guider(folder: Path, unet: UNet2DConditionModel) -> T2IAdapter:
+    """A diffusers T2IAdapter that fits the UNet's down blocks. Raises InputError."""
+    try:
+        guider = T2IAdapter.from_pretrained(folder)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder} is not a T2IAdapter: {' '.join(str(error).split())[:300]}") from error
+    channels, expected = list(guider.config.channels), list(unet.config.block_out_channels)
+    if channels != expected:
+        raise InputError(f"{folder} does not fit this model: it guides channels {channels}, the UNet has {expected}")
+    return guider.float().eval().requires_grad_(False)
+
+
+def _require_one_kind_of_features(files: Mapping[Role, AdapterFile]) -> None:
+    """A bundle has one image encoder with one output."""
+    if len({file.kind.pooled for file in files.values()}) > 1:
+        named = ", ".join(
+            f"{file.name} ({'pooled' if file.kind.pooled else 'patch tokens'})" for file in files.values()
+        )
+        raise InputError(
+            f"identity and image prompt read different outputs of the image encoder: {named}; take two alike"
+        )
+
+
+def _read(
+    file: AdapterFile, unet: UNet2DConditionModel, layers: nn.ModuleList, image_encoder: CLIPVisionModelWithProjection
+) -> dict[str, Tensor]:
+    """The file's tensors, after its keys and widths were found to fit the model."""
+    state = read_tensors(file.path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    width, expected = context_width(shapes), unet.config.cross_attention_dim
+    if width not in (None, expected):
+        raise InputError(
+            f"{file.path} does not fit this model: its text is {width_name(width)} wide, the model's "
+            f"{width_name(expected)}; take an {file.name} made for this family"
+        )
+    require_keys(file.path, file.name, state, file.kind.keys(len(layers)))
+    _require_image_encoder(file, shapes, image_encoder)
+    _require_shape(file, f"image_proj.{file.kind.last}", shapes, (expected,))
+    if file.kind is BOLID:
+        _require_shape(file, PART_EMBEDDING, shapes, (PARTS, image_encoder.config.hidden_size))
+    for index, layer in enumerate(layers):
+        for name in ("to_k_ip.weight", "to_v_ip.weight"):
+            _require_shape(file, f"ip_adapter.{2 * index + 1}.{name}", shapes, _layer_shape(layer, name))
+    return state
+
+
+def _require_image_encoder(file: AdapterFile, shapes: Mapping[str, tuple[int, ...]], encoder: nn.Module) -> None:
+    width = encoder.config.projection_dim if file.kind.pooled else encoder.config.hidden_size
+    if (found := shapes[f"image_proj.{file.kind.first}"][1]) != width:
+        raise InputError(
+            f"{file.path} does not fit the image encoder: it reads embeddings {found} wide, the encoder's are {width}; "
+            "name the encoder that the adapter was trained with: --image-encoder DIR"
+        )
+
+
+def _require_shape(
+    file: AdapterFile, name: str, shapes: Mapping[str, tuple[int, ...]], expected: tuple[int, ...]
+) -> None:
+    if shapes[name] != expected:
+        raise InputError(f"{file.path} does not fit this model: {name} is {shapes[name]}, expected {expected}")
+
+
+def _layer_shape(layer: nn.Module, name: str) -> tuple[int, ...]:
+    (first, *_) = layer.children()
+    return tuple(first.get_parameter(name).shape)
+
+
+def _load_keys_and_values(layers: nn.ModuleList, branch: str, state: Mapping[str, Tensor]) -> None:
+    for index, layer in enumerate(layers):
+        prefix = f"ip_adapter.{2 * index + 1}."
+        names = ("to_k_ip.weight", "to_v_ip.weight")
+        getattr(layer, branch).load_state_dict({name: state[prefix + name] for name in names})
+
+
+def _projection(file: AdapterFile, unet: UNet2DConditionModel, state: Mapping[str, Tensor]) -> nn.Module:
+    """diffusers' own module for the published keys `image_proj.*`."""
+    prefix = "image_proj."
+    published = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    try:
+        return unet._convert_ip_adapter_image_proj_to_diffusers(published, low_cpu_mem_usage=False)
+    except RuntimeError as error:
+        raise InputError(f"{file.path} is no {file.name}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _identity_encoder(file: AdapterFile, projection: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    if file.kind is not BOLID:
+        return ViewEncoder(_pooled(file, projection)).eval().requires_grad_(False)
+    parts, width = state[PART_EMBEDDING].shape
+    tokens, hidden = projection.latents.shape[1:]
+    output = projection.proj_out.out_features
+    encoder = BodyEncoder(parts=parts, embed_dim=width, output_dim=output, width=hidden, tokens=tokens)
+    encoder.part_embedding.data.copy_(state[PART_EMBEDDING])
+    encoder.resampler = projection
+    return encoder.eval().requires_grad_(False)
+
+
+def _pooled(file: AdapterFile, projection: nn.Module) -> nn.Module:
+    return (PooledProjection(projection) if file.kind.pooled else projection).eval().requires_grad_(False)
+
+
+def _tokens(projection: nn.Module, patches: int) -> int:
+    """Tokens of one picture: a Resampler's queries, a pooled projection's number, or a token for each patch."""
+    if isinstance(projection, IPAdapterFullImageProjection):
+        return patches
+    return getattr(projection, "num_image_text_embeds", None) or projection.latents.shape[1]

@@ -1,30 +1,68 @@
-"""Opening a checkpoint folder, with an error that says what the folder is when it is not one."""
+"""Opening a model: a diffusers folder or a single file, with adapters, LoRAs and parts from elsewhere."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
+from diffusers import DDIMScheduler
 from safetensors import SafetensorError
+from transformers import CLIPVisionModelWithProjection
 
 import bolid_training
-from bolid_export.sources.adapters import replace_adapters
+from bolid_export.sources.adapter_kinds import Role
+from bolid_export.sources.adapters import PLACES, AdapterFile, assign_roles, attach_adapters, open_adapter, own_adapters
+from bolid_export.sources.diffusers_folder import (
+    PARTS_READ,
+    check_folder,
+    load_feature_extractor,
+    load_folder,
+    load_image_encoder,
+)
+from bolid_export.sources.files import PICKLES, sha256, weight_files
+from bolid_export.sources.loras import Lora, fuse_loras
+from bolid_export.sources.model import Base, Model
+from bolid_export.sources.single_file import load_single_file
+from bolid_export.sources.vaes import load_vae
 from bolid_sdk.errors import InputError
-from bolid_training.model.checkpoint import Checkpoint, load_checkpoint
+from bolid_training.model.lightning import LIGHTNING
+from bolid_training.model.pose_estimator import PoseEstimator, load_pose_estimator
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "image_encoder", "scheduler", "pose_estimator", "adapter")
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+T = TypeVar("T")
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, SafetensorError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What differs from the model's own: files, and what its weights cannot tell.
+
+    `config`: a diffusers folder whose configuration and tokenizer a single file takes, by default SD1.5's.
+    """
+
+    vae: Path | None = None
+    image_encoder: Path | None = None
+    loras: tuple[Lora, ...] = ()
+    prediction_type: str | None = None
+    config: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """An open checkpoint and where it came from; `hashes`: sha256 of every file, by path relative to its folder."""
+    """An open model and where it came from.
+
+    `hashes`: sha256 of every file that was read, by its path in the model's folder or by its role; `loras`: file name,
+    sha256 and weight of each that was fused; `decisions`: what was recognised and what was chosen, for people.
+    """
 
     name: str
-    checkpoint: Checkpoint
+    checkpoint: Model
     hashes: dict[str, str]
+    loras: tuple[dict[str, Any], ...] = ()
+    decisions: dict[str, str] = field(default_factory=dict)
 
 
 def default_checkpoint() -> Path:
@@ -32,45 +70,122 @@ def default_checkpoint() -> Path:
     return Path(bolid_training.__file__).parent / "weights" / "avatar"
 
 
-def open_source(folder: Path, adapters: Sequence[Path] = ()) -> Source:
-    """Reads a checkpoint in float32 and puts `adapters` in place of its own. Raises InputError."""
-    check_folder(folder)
+def open_source(model: Path, adapters: Sequence[Path] = (), choices: Choices | None = None) -> Source:
+    """Reads a model in float32 and puts what was chosen in place of its own. Raises InputError."""
+    choices = choices or Choices()
+    base = _open_base(model, choices)
+    own = _own_adapters(model)
+    roles = assign_roles(own, [open_adapter(path) for path in adapters])
+    if choices.vae:
+        base = replace(base, vae=_reading(choices.vae, load_vae, choices.vae, base.vae))
+    base = replace(base, scheduler=_scheduler(base, choices.prediction_type))
+    fuse_loras(base, choices.loras)
+    checkpoint = _complete(model, base, roles, choices)
+    return Source(
+        name=model.resolve().name.removesuffix(".safetensors"),
+        checkpoint=checkpoint,
+        hashes=_model_hashes(model, choices) | _adapter_hashes(roles, own),
+        loras=tuple(
+            {"file": lora.path.name, "sha256": sha256(lora.path), "weight": lora.weight} for lora in choices.loras
+        ),
+        decisions=_decisions(model, checkpoint, roles, choices),
+    )
+
+
+def _open_base(model: Path, choices: Choices) -> Base:
+    if model.is_file():
+        if model.suffix in PICKLES:
+            raise InputError(f"{model} is a pickle, which can run code when it is read; convert it to safetensors")
+        return _reading(model, load_single_file, model, choices.config)
+    check_folder(model)
+    if choices.config:
+        raise InputError(f"--config {choices.config} is for single files; {model} has a configuration of its own")
+    return _reading(model, load_folder, model)
+
+
+def _own_adapters(model: Path) -> dict[Role, AdapterFile]:
     try:
-        checkpoint = load_checkpoint(folder)
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise InputError(f"cannot read the checkpoint {folder}: {_one_line(error)}") from error
-    hashes = {file.relative_to(folder).as_posix(): sha256(file) for file in _files(folder)}
-    if adapters:
-        hashes |= replace_adapters(checkpoint.adapter, folder / "adapter", adapters)
-    return Source(name=folder.resolve().name, checkpoint=checkpoint, hashes=hashes)
+        return own_adapters(model)
+    except InputError as error:
+        raise InputError(f"cannot read the checkpoint {model}: {error}") from error
 
 
-def check_folder(folder: Path) -> None:
-    """Raises InputError unless `folder` looks like a checkpoint with weights in safetensors."""
-    expected = "expected a diffusers folder with model_index.json, as bolid-train writes it"
-    if not folder.exists():
-        raise InputError(f"no such checkpoint: {folder}; {expected}")
-    if not folder.is_dir():
-        raise InputError(f"{folder} is a file; {expected}")
-    if (folder / "manifest.json").is_file():
-        raise InputError(f"{folder} is a bundle, which is an export's result; {expected}")
-    if not (folder / "model_index.json").is_file():
-        raise InputError(f"{folder} is not a checkpoint: it has no model_index.json; {expected}")
-    if missing := [part for part in PARTS if not (folder / part).is_dir()]:
-        raise InputError(f"the checkpoint {folder} lacks {', '.join(missing)}; BoLID needs {', '.join(PARTS)}")
-    if pickles := [file for file in _files(folder) if file.suffix in PICKLES]:
-        raise InputError(f"{pickles[0]} is a pickle, which can run code when it is read; convert it to safetensors")
+def _complete(model: Path, base: Base, roles: Mapping[Role, AdapterFile], choices: Choices) -> Model:
+    """The base with the encoders and adapters that make a person of it."""
+    image_encoder = _image_encoder(model, choices)
+    poses = model / "pose_estimator"
+    return Model(
+        **vars(base),
+        image_encoder=image_encoder,
+        feature_extractor=_reading(model, load_feature_extractor, choices.image_encoder or model / "feature_extractor"),
+        pose_estimator=_reading(model, _pose_estimator, poses) if poses.is_dir() else None,
+        adapter=attach_adapters(base.unet, image_encoder, roles),
+    )
 
 
-def sha256(file: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+def _image_encoder(model: Path, choices: Choices) -> CLIPVisionModelWithProjection:
+    folder = choices.image_encoder or model / "image_encoder"
+    if choices.image_encoder is None and not folder.is_dir():
+        raise InputError(
+            f"{model} has no image encoder, which its adapters need; name the one that they were trained with: "
+            "--image-encoder DIR, a folder of CLIP's vision model"
+        )
+    return _reading(folder, load_image_encoder, folder)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file())
+def _pose_estimator(folder: Path) -> PoseEstimator:
+    return load_pose_estimator(folder).eval().requires_grad_(False)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _scheduler(base: Base, prediction_type: str | None) -> DDIMScheduler:
+    """The runtime's samplers are linear: x0 is neither clipped nor thresholded, whatever a scheduler's default is."""
+    known = {"prediction_type": prediction_type} if prediction_type else {}
+    return DDIMScheduler.from_config(base.scheduler.config, clip_sample=False, thresholding=False, **known)
+
+
+def _model_hashes(model: Path, choices: Choices) -> dict[str, str]:
+    """Of the model's own files that were read, and of the parts in place of them."""
+    replaced = {name: path for name, path in (("vae", choices.vae), ("image_encoder", choices.image_encoder)) if path}
+    if model.is_file():
+        hashes = {model.name: sha256(model)}
+    else:
+        files = [file.relative_to(model) for file in weight_files(model)]
+        read = [file for file in files if file.parts[0] in PARTS_READ and file.parts[0] not in replaced]
+        hashes = {file.as_posix(): sha256(model / file) for file in read}
+    return hashes | {name: sha256(path) for name, path in replaced.items()}
+
+
+def _adapter_hashes(roles: Mapping[Role, AdapterFile], own: Mapping[Role, AdapterFile]) -> dict[str, str]:
+    return {f"adapter/{PLACES[role]}": sha256(file.path) for role, file in roles.items() if own.get(role) is not file}
+
+
+def _decisions(model: Path, checkpoint: Model, roles: Mapping[Role, AdapterFile], choices: Choices) -> dict[str, str]:
+    """What a user should know before the export starts."""
+    scheduler = checkpoint.scheduler.config
+    given = "as was said" if choices.prediction_type else f"by the {'default' if model.is_file() else 'scheduler'}"
+    decisions = {
+        "family": checkpoint.family,
+        "layout": "single file" if model.is_file() else "diffusers folder",
+        "prediction type": f"{scheduler.prediction_type}, {given}",
+        "VAE": f"{type(checkpoint.vae).__name__} of {choices.vae or 'the model'}",
+        "image encoder": f"{choices.image_encoder or 'the model'}'s, "
+        + ("its pooled embedding" if checkpoint.adapter.pooled else "its patch tokens"),
+    }
+    for role, file in roles.items():
+        decisions[role.replace("_", " ")] = f"{file.name}, {file.path.name}"
+    if (model / LIGHTNING).is_dir():
+        decisions["few-step LoRA"] = f"fused; {checkpoint.config.steps} steps"
+    for lora in choices.loras:
+        decisions[f"LoRA {lora.path.name}"] = f"fused with weight {lora.weight:g}"
+    return decisions
+
+
+def _reading(path: Path, read: Callable[..., T], *arguments: Any) -> T:
+    """What libraries say about a file that they cannot read, as the user's mistake."""
+    try:
+        return read(*arguments)
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        message = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"cannot read the checkpoint {path}: {message}") from error

@@ -36,7 +36,7 @@ def test_help_teaches():
 
 def test_unknown_precisions_and_backends_say_what_there_is(output):
     assert "there is fp32, fp16" in mistake("--precision", "int4", "-o", output)
-    assert "there is onnx" in mistake("--backend", "tensorrt", "-o", output)
+    assert "there is onnx" in mistake("--backend", "tpu", "-o", output)
 
 
 def test_wrong_folders_are_told_apart(model_folder, tmp_path, output):
@@ -44,11 +44,13 @@ def test_wrong_folders_are_told_apart(model_folder, tmp_path, output):
     (tmp_path / "file").write_text("x")
     assert "no such checkpoint" in mistake("--model", tmp_path / "none", "-o", output)
     assert "has no model_index.json" in mistake("--model", tmp_path / "empty", "-o", output)
-    assert "is a file" in mistake("--model", tmp_path / "file", "-o", output)
+    assert "is not a safetensors file" in mistake("--model", tmp_path / "file", "-o", output)
     assert "is a bundle" in mistake("--model", bundle_lookalike(tmp_path), "-o", output)
     partial = shutil.copytree(model_folder, tmp_path / "partial")
     shutil.rmtree(partial / "adapter")
-    assert "lacks adapter" in mistake("--model", partial, "-o", output)
+    assert "has no identity adapter" in mistake("--model", partial, "-o", output)
+    shutil.rmtree(partial / "vae")
+    assert "lacks vae" in mistake("--model", partial, "-o", output)
 
 
 def bundle_lookalike(tmp_path):
@@ -60,7 +62,9 @@ def bundle_lookalike(tmp_path):
 
 def test_pickles_and_broken_weights_are_refused(model_folder, tmp_path, output):
     pickled = shutil.copytree(model_folder, tmp_path / "pickled")
-    (pickled / "unet" / "model.bin").write_bytes(b"x")
+    (pickled / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"x")
+    assert run("--model", pickled, "-o", output, "--dry-run").exit_code == 0, "beside safetensors it is not read"
+    (pickled / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     assert "is a pickle" in mistake("--model", pickled, "-o", output)
     broken = shutil.copytree(model_folder, tmp_path / "broken")
     (broken / "adapter" / "identity.safetensors").write_bytes(b"x" * 100)

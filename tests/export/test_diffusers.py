@@ -14,13 +14,12 @@ from bolid_export.metrics import psnr
 from bolid_export.package import default_sampling, noise_schedule
 from bolid_export.precision import lower
 from bolid_export.scene import Scene, noise_source, picture
-from bolid_export.sources import model_sizes
+from bolid_export.sources import Model, model_sizes, open_source
 from bolid_export.to_onnx import to_onnx
 from bolid_export.torch_engine import TorchEngine
 from bolid_export.verify import load_engines
 from bolid_sdk.backends import open_backend
 from bolid_sdk.bundle import Bundle
-from bolid_training.model.checkpoint import Checkpoint, load_checkpoint
 
 LEAST = {"fp16": 35, "fp32": 45}  # dB
 
@@ -30,7 +29,7 @@ class Case:
     """Engines of one checkpoint, and diffusers' own pipeline of the same folder."""
 
     folder: Path
-    checkpoint: Checkpoint
+    checkpoint: Model
     engines: dict
     pipe: StableDiffusionPipeline
     scene: Scene
@@ -88,7 +87,7 @@ def bundles(root, fp16_bundle):
 def case(request, folders, bundles, tmp_path_factory):
     name, precision = request.param.split()
     folder = folders[name]
-    checkpoint = load_checkpoint(folder)
+    checkpoint = open_source(folder).checkpoint
     if bundle := bundles.get(request.param):
         backend = open_backend("onnxruntime", "cpu")
         entries = bundle.manifest.graphs.items()

@@ -1,5 +1,6 @@
 """InstantID's IdentityNet inside the denoiser's graph, against diffusers' ControlNet beside diffusers' UNet."""
 
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,7 +9,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from bolid_export.graphs import Denoiser
+from bolid_export.graphs import Denoiser, denoiser_network
+from bolid_export.sources import model_sizes, open_source
 from bolid_export.to_onnx import example_inputs, to_onnx
 from bolid_export.verify import load_engines
 from bolid_sdk.conditioning import Conditioner
@@ -16,7 +18,7 @@ from bolid_sdk.contracts import COEFFICIENT_NAMES, graph_specs
 from bolid_sdk.pose import Pose, draw_skeleton
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.config import AvatarConfig
-from bolid_training.model.identity_net import IdentityGuidedUNet
+from bolid_training.model.identity_net import IdentityGuidedUNet, build_identity_net
 
 CONFIG = AvatarConfig(
     text_width=64, resampler_width=64, identity_tokens=4, image_tokens=3, pose_guider=False, identity_net=True
@@ -105,6 +107,18 @@ def test_the_graph_is_diffusers_controlnet_beside_its_unet(networks, denoiser):
         _, without = graph(*(inputs | {"pose_scale": torch.zeros(1)}).values())
     assert (found - (first + 2 * (last - first))).abs().max() < 1e-4
     assert (found - without).abs().max() > 1e-2
+
+
+def test_an_identity_net_beside_the_identity_is_opened_with_its_checkpoint(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "instantid")
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    build_identity_net(unet).save_pretrained(folder / "adapter" / "identity_net")
+    checkpoint = open_source(folder).checkpoint
+    sizes = model_sizes(checkpoint)
+    assert sizes.identity_net
+    assert not sizes.deep_channels
+    assert isinstance(denoiser_network(checkpoint), IdentityGuidedUNet)
+    assert graph_specs(sizes)["denoiser"].input_names[-2:] == ("skeleton", "pose_scale")
 
 
 @pytest.mark.slow

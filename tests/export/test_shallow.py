@@ -37,7 +37,9 @@ def denoiser_inputs(sizes, *, batch=1, branches=2, height=8, width=8, seed=0):
 
 
 def shallow_inputs(engine, inputs, deep):
-    return {name: {**inputs, "deep_feature": deep}[name] for name in engine.spec.input_names}
+    """With a feature of its own step there is nothing to continue."""
+    features = {"deep_feature": deep, "earlier_deep_feature": 0.5 * deep, "extrapolation": np.zeros(1, np.float32)}
+    return {name: {**inputs, **features}[name] for name in engine.spec.input_names}
 
 
 def test_a_feature_beside_it_changes_no_output(graphs, sizes):
@@ -66,6 +68,7 @@ def test_every_input_of_the_shallow_half_matters(sizes, engines):
     full, shallow = engines["denoiser"], engines["denoiser_shallow"]
     inputs = denoiser_inputs(sizes)
     inputs = shallow_inputs(shallow, inputs, full.run(inputs)["deep_feature"])
+    inputs["extrapolation"] += 0.5
     plain = shallow.run(inputs)["next_sample"]
     for name, values in inputs.items():
         assert np.abs(shallow.run({**inputs, name: values + 1})["next_sample"] - plain).max() > 1e-6, name
@@ -79,7 +82,7 @@ def test_the_shallow_half_is_a_small_part(graphs):
 
 
 def test_the_loop_is_deepcaches(checkpoint, sizes, engines):
-    """Against diffusers' whole UNet and scheduler, in which the last layer is handed an old feature."""
+    """Against diffusers' whole UNet and scheduler, in which the last layer is handed a feature from old ones."""
     sampling = replace(default_sampling(checkpoint), steps=STEPS, guidance=2.0)
     scene = noise_scene(checkpoint, sizes)
     table = sampling.table(noise_schedule(checkpoint))
@@ -110,15 +113,15 @@ def noise_scene(checkpoint, sizes):
 
 @torch.no_grad()
 def deepcache_latents(checkpoint, conditioning, noise, *, guidance):
-    """Every step runs everything; in a shallow one the deep layers' result is thrown away for an older one."""
+    """Every step runs everything; in a shallow one the deep layers' result is thrown away for one from older ones."""
     attention = {name: torch.from_numpy(array) for name, array in conditioning.items()}
     text = attention.pop("encoder_hidden_states")
     features = [attention.pop(name) for name in list(attention) if name.startswith("pose_features_")]
     unet, scheduler = checkpoint.unet, checkpoint.scheduler
     scheduler.set_timesteps(STEPS)
     sample, kept = noise, {}
-    for kind, timestep in zip(SCHEDULE, scheduler.timesteps, strict=True):
-        with handed_over(unet.up_blocks[-1], kept, old=kind == "s"):
+    for index, (kind, timestep) in enumerate(zip(SCHEDULE, scheduler.timesteps, strict=True)):
+        with handed_over(unet.up_blocks[-1], kept, index, old=kind == "s"):
             first, last = unet(
                 torch.cat([sample, sample]),
                 timestep,
@@ -131,19 +134,28 @@ def deepcache_latents(checkpoint, conditioning, noise, *, guidance):
 
 
 @contextmanager
-def handed_over(block, kept, old):
-    """Wraps the block's last layer: it reads the kept feature in place of its own, or its own is kept."""
+def handed_over(block, kept, index, old):
+    """Wraps the block's last layer: it reads a feature from the kept ones in place of its own, or its own is kept."""
     layer = block.resnets[-1]
     forward = layer.forward
 
     def changed(hidden_states, temb):
         skip = hidden_states.shape[1] // 2
         if not old:
-            kept["feature"] = hidden_states[:, :skip].clone()
-        return forward(torch.cat([kept["feature"], hidden_states[:, skip:]], dim=1), temb)
+            kept[index] = hidden_states[:, :skip].clone()
+        feature = continued(kept, index) if old else kept[index]
+        return forward(torch.cat([feature, hidden_states[:, skip:]], dim=1), temb)
 
     layer.forward = changed
     try:
         yield
     finally:
         layer.forward = forward
+
+
+def continued(kept, index):
+    """On the line through the last two kept features, at step `index`; the first step's is no point of it."""
+    earlier, latest = sorted(kept)[-2:]
+    if earlier == 0:
+        return kept[latest]
+    return kept[latest] + (kept[latest] - kept[earlier]) * (index - latest) / (latest - earlier)

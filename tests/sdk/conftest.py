@@ -151,7 +151,8 @@ def denoiser(g):
 
 def denoiser_shallow(g):
     _, branches = guided_sample(g)
-    sampling_step(g, "deep_feature", branches)
+    change = g("Mul", "extrapolation", g("Sub", "deep_feature", "earlier_deep_feature"))
+    sampling_step(g, g("Add", "deep_feature", change), branches)
 
 
 def guided_sample(g):

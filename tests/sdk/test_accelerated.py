@@ -37,15 +37,29 @@ def by_hand(generator, person, sampling, full, branches):
     engines = {"F": generator._graphs["denoiser"], "s": generator._graphs["denoiser_shallow"]}
     sample = np.random.Generator(np.random.Philox(3)).standard_normal((4, 8, 8), np.float32)[None]
     sample *= np.float32(job.table.initial_std)
-    x0, deep = np.zeros_like(sample), None
-    rows = zip(full, branches, job.table.timesteps, job.table.coefficients, strict=True)
-    for kind, count, timestep, coefficients in rows:
+    x0, deep, taken = np.zeros_like(sample), [], []
+    rows = zip(range(len(full)), full, branches, job.table.timesteps, job.table.coefficients, strict=True)
+    for index, kind, count, timestep, coefficients in rows:
         values = {name: value[-int(count) :] if name in GUIDED else value for name, value in constants.items()}
-        values |= {"sample": sample, "previous_x0": x0, "noise": np.zeros_like(x0), "deep_feature": deep}
+        values |= {"sample": sample, "previous_x0": x0, "noise": np.zeros_like(x0)}
         values |= {"timestep": timestep[None], "coefficients": coefficients, "guidance": np.float32([2.5])}
+        if kind == "s":
+            values |= continued(deep, taken, index)
         outputs = engines[kind].run({name: values[name] for name in engines[kind].spec.input_names})
-        sample, x0, deep = outputs["next_sample"], outputs["x0"], outputs.get("deep_feature", deep)
+        sample, x0 = outputs["next_sample"], outputs["x0"]
+        if kind == "F":
+            deep.append(outputs["deep_feature"])
+            taken.append(index)
     return sample
+
+
+def continued(deep, taken, index):
+    """A feature of step `index`, on the line through those of the last two steps that were `taken`, the first apart."""
+    latest = earlier = deep[-1]
+    weight = 0.0
+    if len(deep) > 2 and deep[-2].shape == latest.shape:
+        earlier, weight = deep[-2], (index - taken[-1]) / (taken[-1] - taken[-2])
+    return {"deep_feature": latest, "earlier_deep_feature": earlier, "extrapolation": np.float32([weight])}
 
 
 def latents(generator, person, sampling):
@@ -81,12 +95,15 @@ def test_each_lever_changes_the_picture(generator, person):
 
 
 def test_shallow_steps_do_not_run_the_whole_unet(generator, person, monkeypatch):
+    """And the feature they are given is a tensor on the device, not a copy on the host."""
     engines = {name: generator._graphs[name] for name in ("denoiser", "denoiser_shallow")}
     runs = {name: [] for name in engines}
     for name, engine in engines.items():
         monkeypatch.setattr(engine, "bind", counted(engine.bind, runs[name]))
     generator(person, PROMPT, sampling=Sampling(steps=12, caching="fast"))
     assert (len(runs["denoiser"]), len(runs["denoiser_shallow"])) == (6, 6)
+    assert runs["denoiser"] == [None] * 6
+    assert not any(feature is None or isinstance(feature, np.ndarray) for feature in runs["denoiser_shallow"])
 
 
 def counted(bind, runs):
@@ -95,7 +112,7 @@ def counted(bind, runs):
             self.loop = loop
 
         def run(self, inputs):
-            runs.append(set(inputs))
+            runs.append(inputs.get("deep_feature"))
             return self.loop.run(inputs)
 
     return lambda constants: Counting(bind(constants))

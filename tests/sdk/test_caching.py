@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bolid_sdk.caching import CACHINGS, PERIODS, full_steps, guided_steps, plan_steps
+from bolid_sdk.caching import CACHINGS, PERIODS, extrapolations, full_steps, guided_steps, plan_steps
 
 fractions = st.floats(0, 1)
 intervals = st.tuples(fractions, fractions).filter(lambda ends: ends[0] < ends[1])
@@ -70,3 +70,22 @@ def test_the_step_after_a_change_of_branches_is_full():
     plan = plan_steps(12, guided=True, interval=(0.25, 0.75), caching="fast")
     assert [step.branches for step in plan] == [1] * 3 + [2] * 6 + [1] * 3
     assert drawn([step.full for step in plan]) == "FFsFssFssFsF"
+
+
+def test_features_are_continued_along_the_line():
+    full = [step == "F" for step in "FFsFsFFssF"]
+    assert extrapolations(full, [2] * 10) == [0, 0, 0, 0, 0.5, 0, 0, 1, 2, 0]
+
+
+def test_the_first_steps_feature_and_two_that_differ_in_branches_are_kept_as_they_are():
+    assert extrapolations([True, False, True, False], [2, 2, 2, 2]) == [0, 0, 0, 0]
+    full = [step == "F" for step in "FFFsFs"]
+    assert extrapolations(full, [1, 1, 2, 2, 2, 2]) == [0, 0, 0, 0, 0, 0.5]
+
+
+@given(st.lists(st.integers(1, 2), min_size=1, max_size=60), st.sampled_from(CACHINGS))
+def test_a_feature_is_not_continued_far(branches, caching):
+    full = full_steps(branches, caching)
+    for is_full, weight in zip(full, extrapolations(full, branches), strict=True):
+        assert 0 <= weight <= PERIODS[caching] - 1
+        assert not (is_full and weight)

@@ -18,6 +18,7 @@ from bolid_training.evaluate.cli import main
 from bolid_training.evaluate.compare import Contestant, common, parse_contestant
 from bolid_training.evaluate.exam import Exam, Seen
 from bolid_training.evaluate.figure import chosen_rows
+from bolid_training.evaluate.gate import compare_bundles
 from bolid_training.evaluate.intervals import distance_summary, summary
 from bolid_training.evaluate.metrics import (
     clothes_colours,
@@ -317,3 +318,12 @@ def test_the_figures_people_are_of_all_poses_in_turn():
     asked = SimpleNamespace(trials=[SimpleNamespace(pose=pose) for pose in poses])
     assert chosen_rows(asked, 4) == [2, 0, 4, 1]
     assert chosen_rows(asked, 9) == [2, 0, 4, 1, 3]
+
+
+def test_a_bundle_is_as_good_as_itself(judges):
+    people = photographs(size=64)
+    found = compare_bundles(Copyist(), Copyist(), judges, people, trials(people, 8, pictures=2))
+    # each of the two copyists refuses the first person whom it is shown
+    assert (found["pictures"], found["references_refused"]) == (14, 2)
+    assert found["passed"]
+    assert all(metric["difference"]["value"] == 0 for metric in found["metrics"].values())

@@ -29,6 +29,8 @@ def _judged(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.pass_context
 @click.option("--bundle", type=click.Path(path_type=Path), help="Instead of the embedded one.")
 @_judged
+@click.option("--against", type=click.Path(path_type=Path), help="A bundle to compare with, picture by picture.")
+@click.option("--backend", help="onnxruntime, openvino …  [default: as Generator chooses]")
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the result as JSON.")
 @click.option("--sheet", type=click.Path(path_type=Path), help="Draw reference | pose | 4 seeds for ten people.")
 def main(
@@ -40,6 +42,8 @@ def main(
     pictures: int,
     judges: Path,
     seed: int,
+    against: Path | None,
+    backend: str | None,
     out: Path | None,
     sheet: Path | None,
 ) -> None:
@@ -47,15 +51,19 @@ def main(
 
     The judges are networks that have no part in the model: `bolid-train stage judge_identity` and so on.
 
+    With --against, both bundles draw each picture, from the same noise. The exit code is 1 unless identity and pose
+    drop by at most 0.01 and the CLIP score by at most 1 %, the worse end of the 95 % interval counts.
+
     \b
       bolid-eval --people 400 --pictures-per-person 3 -o docs/results/avatar.json --sheet docs/images/sheet.png
+      bolid-eval --bundle engines/avatar-int8 --against engines/avatar
     """
     if context.invoked_subcommand:
         return
     from bolid_sdk import Generator
     from bolid_sdk.errors import BolidError
     from bolid_training.data import load_people
-    from bolid_training.evaluate import run
+    from bolid_training.evaluate import gate, run
     from bolid_training.evaluate.pictures import sheet as draw_sheet
     from bolid_training.evaluate.protocol import trials
     from bolid_training.judges.panel import load_judges
@@ -63,16 +71,23 @@ def main(
     try:
         people = load_people(data, split)
         panel = load_judges(judges)
-        generator = Generator(bundle)
+        generator = Generator(bundle, backend=backend)
+        baseline = Generator(against, backend=backend) if against else None
     except (FileNotFoundError, BolidError) as error:
         raise click.UsageError(str(error)) from error
     chosen = trials(people, count, seed, pictures)
-    measured = run.evaluate(generator, panel, people, chosen, seed)
-    result = {"setup": run.setup(generator, panel, seed) | {"split": split}} | measured
-    _write(result, out)
+    setup = run.setup(generator, panel, seed) | {"split": split}
+    if baseline:
+        setup["baseline"] = baseline.bundle.digest
+        measured = gate.compare_bundles(generator, baseline, panel, people, chosen, seed)
+    else:
+        measured = run.evaluate(generator, panel, people, chosen, seed)
+    _write({"setup": setup} | measured, out)
     if sheet:
         sheet.parent.mkdir(parents=True, exist_ok=True)
         draw_sheet(generator, people, chosen).save(sheet)
+    if not measured.get("passed", True):
+        raise SystemExit(1)
 
 
 @main.command("compare")

@@ -52,7 +52,7 @@ class Adapter(nn.Module):
         # from the UNet as it is, before it gets attention that a ControlNet has not
         self.identity_net = build_identity_net(unet) if config.identity_net else None
         self.layers = install_body_id_attention(unet)
-        embed_dim, output_dim, width = config.text_width, unet.config.cross_attention_dim, config.resampler_width
+        embed_dim, output_dim, width = config.patch_width, unet.config.cross_attention_dim, config.resampler_width
         self.identity_encoder = build_identity_encoder(
             parts=config.parts,
             embed_dim=embed_dim,

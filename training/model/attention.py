@@ -7,6 +7,8 @@ The decoupled cross-attention of IP-Adapter (arXiv:2308.06721), with two image b
 The scales are tensors of one value a layer, so that a traced graph takes them as inputs.
 """
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
@@ -16,6 +18,8 @@ from torch.nn import functional as F
 # Up to so many keys, on CPUs in bfloat16, two matrix products and a softmax are faster than fused attention in float32:
 # forward and backward of 64 x 2 heads and 256 queries on 77 keys take 22 against 38 ms, on 256 keys 126 against 64.
 FEW_KEYS = 128
+
+BRANCHES = ("identity", "image")
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
@@ -70,13 +74,16 @@ class PlainAttnProcessor:
 
 
 class BodyIDAttnProcessor(nn.Module):
-    """Cross-attention of layer `index`; the branches whose tokens are None are left out."""
+    """Cross-attention of layer `index`; the branches whose tokens are None are left out.
 
-    def __init__(self, index: int, cross_attention_dim: int, hidden_size: int):
+    `branches`: those that it has weights for, of "identity" and "image".
+    """
+
+    def __init__(self, index: int, cross_attention_dim: int, hidden_size: int, branches: Sequence[str] = BRANCHES):
         super().__init__()
         self.index = index
-        self.identity = DecoupledKeyValue(cross_attention_dim, hidden_size)
-        self.image = DecoupledKeyValue(cross_attention_dim, hidden_size)
+        for branch in branches:
+            self.add_module(branch, DecoupledKeyValue(cross_attention_dim, hidden_size))
 
     def forward(
         self,
@@ -101,10 +108,10 @@ class BodyIDAttnProcessor(nn.Module):
     __call__ = forward
 
 
-def install_body_id_attention(unet: UNet2DConditionModel) -> nn.ModuleList:
+def install_body_id_attention(unet: UNet2DConditionModel, branches: Sequence[str] = BRANCHES) -> nn.ModuleList:
     """Puts body-ID attention into every cross-attention layer and returns the L new processors, in order.
 
-    The order is IP-Adapter's: down, up, then mid. Keys and values of both branches start as copies of the text's.
+    The order is IP-Adapter's: down, up, then mid. Keys and values of the branches start as copies of the text's.
     """
     processors: dict[str, nn.Module | PlainAttnProcessor] = {}
     layers = nn.ModuleList()
@@ -113,8 +120,8 @@ def install_body_id_attention(unet: UNet2DConditionModel) -> nn.ModuleList:
         if not name.endswith("attn2.processor"):
             processors[name] = PlainAttnProcessor()
             continue
-        layer = BodyIDAttnProcessor(len(layers), attn.to_k.in_features, attn.to_k.out_features)
-        for branch in (layer.identity, layer.image):
+        layer = BodyIDAttnProcessor(len(layers), attn.to_k.in_features, attn.to_k.out_features, branches)
+        for branch in layer.children():
             branch.to_k_ip.load_state_dict(attn.to_k.state_dict())
             branch.to_v_ip.load_state_dict(attn.to_v.state_dict())
         layers.append(layer)

@@ -6,6 +6,8 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+LIGHTNING = "lightning"
+"""Its folder in a checkpoint."""
 STEPS = 4
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PREFIX = "unet."

@@ -1,0 +1,65 @@
+"""The networks of a model that is exported, whatever files they came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, T2IAdapter, UNet2DConditionModel
+from torch import nn
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from bolid_training.model.pose_estimator import PoseEstimator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults:
+    """What a bundle does when nothing is said: sampling steps, classifier-free guidance, and the mean confidence of a
+    person's pose."""
+
+    steps: int = 25
+    guidance: float = 7.5
+    pose_threshold: float = 0.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A diffusion model that makes pictures from text, in float32 and eval mode."""
+
+    family: str
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL | AutoencoderTiny
+    text_encoder: CLIPTextModel
+    tokenizer: CLIPTokenizer
+    scheduler: DDIMScheduler
+    config: Defaults = field(default_factory=Defaults)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapters:
+    """What makes a person of it. `layers` are the UNet's own attention processors, in IP-Adapter's order.
+
+    `identity_encoder`: patch tokens [B, V, P, D] (and int64 parts [B, V], if `parts` > 1) -> identity tokens;
+    `image_projector`: patch tokens [B, P, D] -> image tokens. `pooled`: the encoders read CLIP's projected embedding,
+    as one token, instead of patches.
+    """
+
+    layers: nn.ModuleList
+    identity_encoder: nn.Module
+    identity_tokens: int
+    parts: int
+    pooled: bool
+    image_projector: nn.Module | None
+    image_tokens: int
+    pose_guider: T2IAdapter | None
+    identity_net: ControlNetModel | None = None
+    """InstantID's, which sees the skeleton and the identity tokens in every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Base):
+    """A base with everything that is exported with it; None: the bundle lacks what needs it."""
+
+    image_encoder: CLIPVisionModelWithProjection
+    feature_extractor: CLIPImageProcessor
+    pose_estimator: PoseEstimator | None
+    adapter: Adapters
