@@ -148,10 +148,23 @@ class Conditioner:
                 keypoints = np.ascontiguousarray(pose.fitted(width / height), np.float32).tobytes()
                 for target, values in zip(features, self._pose_features(keypoints, width, height), strict=True):
                     target[index] = values * np.float32(scale)
-        return {
+        guided = {
             f"pose_features_{level}": self._guided(values, np.zeros_like(values[0]), branches)
             for level, values in enumerate(features)
         }
+        return guided | (self._skeletons(poses, scale, width, height, branches) if self._sizes.identity_net else {})
+
+    def _skeletons(
+        self, poses: Sequence[Pose | None], scale: float, width: int, height: int, branches: int
+    ) -> dict[str, FloatArray]:
+        """What an IdentityNet sees: `skeleton` [G*B, 3, H, W], black without a pose, and `pose_scale` [1]."""
+        maps = np.zeros((len(poses), height, width, 3), np.uint8)
+        for index, pose in enumerate(poses):
+            if pose is not None:
+                maps[index] = draw_skeleton(pose.fitted(width / height), width, height)
+        skeletons = normalise(maps, (0, 0, 0), (1, 1, 1))
+        black = np.zeros_like(skeletons[0])
+        return {"skeleton": self._guided(skeletons, black, branches), "pose_scale": np.array([scale], np.float32)}
 
     def _feature_size(self, width: int, height: int, level: int) -> tuple[int, int]:
         stride = self._sizes.vae_factor * self._sizes.pose_divisor(level)

@@ -102,6 +102,8 @@ class Sizes:
     """Channels of `deep_feature`, which the denoiser gives to its shallow half; zero when it gives none."""
     parts: int = PARTS
     """Crops of one reference: BoLID's five parts, or one, its centre square, as IP-Adapters see pictures."""
+    identity_net: bool = False
+    """The denoiser sees the skeleton itself, through an IdentityNet (InstantID's ControlNet) that is a part of it."""
 
     def __post_init__(self) -> None:
         divisors = self.pose_divisors
@@ -209,6 +211,10 @@ def _picture(name: str) -> TensorSpec:
     return _float(name, "batch", 3, "height", "width")
 
 
+_SKELETON = (_float("skeleton", "guided_batch", 3, "height", "width"), _float("pose_scale", 1))
+"""What an IdentityNet is told: skeletons in [0, 1], black without a pose, and the weight of what it adds."""
+
+
 def _text_encoder(sizes: Sizes) -> GraphSpec:
     second = (_int("input_ids_2", "batch", sizes.text_length),)
     return GraphSpec(
@@ -277,7 +283,11 @@ def _denoiser(sizes: Sizes) -> GraphSpec:
     """The whole UNet; where there is a shallow half, it also gives what that half goes on from."""
     return GraphSpec(
         name="denoiser",
-        inputs=(*_step_inputs(sizes), *pose_feature_specs(sizes, "guided_batch")),
+        inputs=(
+            *_step_inputs(sizes),
+            *pose_feature_specs(sizes, "guided_batch"),
+            *(_SKELETON if sizes.identity_net else ()),
+        ),
         outputs=(*_step_outputs(sizes), *([_deep_feature(sizes)] if sizes.deep_channels else [])),
     )
 

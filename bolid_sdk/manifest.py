@@ -213,15 +213,15 @@ class Manifest:
 
 def capabilities(graphs: Collection[str], sizes: Sizes) -> tuple[str, ...]:
     """What graphs of these names and sizes can do beyond a person and a prompt."""
-    by_graph = {
-        "pose_estimator": "pose_estimation",
-        "pose_guider": "pose",
-        "image_projector": "image_prompt",
-        "denoiser_shallow": "caching",
-        "vae_encoder": "encode",
+    present = {
+        "pose_estimation": "pose_estimator" in graphs,
+        "pose": "pose_guider" in graphs or sizes.identity_net,
+        "image_prompt": "image_projector" in graphs,
+        "caching": "denoiser_shallow" in graphs,
+        "encode": "vae_encoder" in graphs,
+        "size_conditioning": bool(sizes.time_ids),
     }
-    told = ("size_conditioning",) if sizes.time_ids else ()
-    return (*(name for graph, name in by_graph.items() if graph in graphs), *told)
+    return tuple(name for name, there in present.items() if there)
 
 
 def _graph(name: str, values: dict[str, Any]) -> GraphEntry:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bolid_export.shallow import ShallowUNet, deep_features
 from bolid_export.sources import Model
 from bolid_sdk.contracts import DEEP_FEATURE, GraphSpec, Sizes, graph_specs
+from bolid_training.model.identity_net import IdentityGuidedUNet
 from bolid_training.model.pose_estimator import decode_heatmaps
 
 
@@ -189,6 +190,12 @@ def guide(output: Tensor, guidance: Tensor, batch: int) -> Tensor:
     return first + guidance * (last - first)
 
 
+def denoiser_network(checkpoint: Model) -> nn.Module:
+    """The UNet, with InstantID's IdentityNet around it if the adapter has one."""
+    net = checkpoint.adapter.identity_net
+    return checkpoint.unet if net is None else IdentityGuidedUNet(checkpoint.unet, net)
+
+
 def bind_graphs(checkpoint: Model, sizes: Sizes) -> dict[str, Graph]:
     """Every graph of the checkpoint by name, in eval mode, sharing the checkpoint's weights."""
     adapter = checkpoint.adapter
@@ -199,7 +206,7 @@ def bind_graphs(checkpoint: Model, sizes: Sizes) -> dict[str, Graph]:
         "identity_encoder": (IdentityEncoder, adapter.identity_encoder),
         "image_projector": (ImageProjector, adapter.image_projector),
         "pose_guider": (PoseGuider, adapter.pose_guider),
-        "denoiser": (Denoiser, checkpoint.unet),
+        "denoiser": (Denoiser, denoiser_network(checkpoint)),
         "denoiser_shallow": (DenoiserShallow, ShallowUNet(checkpoint.unet)),
         "vae_decoder": (VaeDecoder, checkpoint.vae),
         "vae_encoder": (VaeEncoder, checkpoint.vae),

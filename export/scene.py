@@ -47,6 +47,7 @@ def condition(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> dict
         "identity_scale": np.full(layers, scene.identity_scale, np.float32),
         **_image_prompt(engines, scene, sizes, patches),
         **_pose_features(engines, scene),
+        **_skeletons(scene, sizes),
     }
 
 
@@ -72,6 +73,14 @@ def _image_prompt(
         return {}
     scale = np.full(sizes.cross_attention_layers, scene.image_scale, np.float32)
     return {"image_tokens": _run(engines, "image_projector", patch_tokens=patches[:2]), "image_scale": scale}
+
+
+def _skeletons(scene: Scene, sizes: Sizes) -> dict[str, FloatArray]:
+    """What an IdentityNet sees: black without a pose."""
+    if not sizes.identity_net:
+        return {}
+    skeletons = np.stack([np.zeros_like(scene.skeleton), scene.skeleton])
+    return {"skeleton": skeletons, "pose_scale": np.ones(1, np.float32)}
 
 
 def _pose_features(engines: Mapping[str, Engine], scene: Scene) -> dict[str, FloatArray]:

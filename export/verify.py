@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bolid_export.calibrate import spread
-from bolid_export.graphs import Graph
+from bolid_export.graphs import Graph, denoiser_network
 from bolid_export.metrics import cosine, psnr, relative_error, ssim
 from bolid_export.precision import Precision
 from bolid_export.reference import diffusers_latents
@@ -120,7 +120,7 @@ def reference_picture(
     sizes = model_sizes(checkpoint)
     engines = {name: TorchEngine(graph) for name, graph in graphs.items()}
     latents = diffusers_latents(
-        checkpoint.unet,
+        denoiser_network(checkpoint),
         checkpoint.scheduler,
         condition(engines, scene, sizes),
         next(noise_source(scene, sizes).draws()),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusers import T2IAdapter, UNet2DConditionModel
+from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from diffusers.models.embeddings import IPAdapterFullImageProjection
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
@@ -20,8 +20,10 @@ from bolid_sdk.contracts import PARTS
 from bolid_sdk.errors import InputError
 from bolid_training.model.attention import install_body_id_attention
 from bolid_training.model.body_encoder import BodyEncoder
+from bolid_training.model.identity_net import load_identity_net
 
 IDENTITY, IMAGE_PROMPT, POSE_GUIDER = "identity.safetensors", "image_prompt.safetensors", "pose_guider"
+IDENTITY_NET = "identity_net"
 BRANCHES: dict[Role, str] = {"identity": "identity", "image_prompt": "image"}
 PLACES: dict[Role, str] = {"identity": IDENTITY, "image_prompt": IMAGE_PROMPT, "pose_guider": POSE_GUIDER}
 
@@ -118,7 +120,18 @@ def attach_adapters(
         image_projector=_pooled(prompt, prompt_projection) if prompt else None,
         image_tokens=_tokens(prompt_projection, patches) if prompt else 0,
         pose_guider=load_pose_guider(guider.path, unet) if guider else None,
+        # it lies beside the identity that it was trained with
+        identity_net=_identity_net(identity.path.parent / IDENTITY_NET),
     )
+
+
+def _identity_net(folder: Path) -> ControlNetModel | None:
+    if not folder.is_dir():
+        return None
+    try:
+        return load_identity_net(folder)
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder} is no ControlNet: {' '.join(str(error).split())[:300]}") from error
 
 
 def load_pose_guider(folder: Path, unet: UNet2DConditionModel) -> T2IAdapter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, T2IAdapter, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, T2IAdapter, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
@@ -51,6 +51,8 @@ class Adapters:
     image_projector: nn.Module | None
     image_tokens: int
     pose_guider: T2IAdapter | None
+    identity_net: ControlNetModel | None = None
+    """InstantID's, which sees the skeleton and the identity tokens in every step."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,9 @@ def model_sizes(checkpoint: Model) -> Sizes:
         min_side=max(step, native // 2 // step * step),
         max_side=2 * native,
         size_step=step,
-        deep_channels=deep_channels(checkpoint.unet),
+        # a shallow half would need the IdentityNet as well, which is what it is to save
+        deep_channels=0 if adapter.identity_net else deep_channels(checkpoint.unet),
+        identity_net=adapter.identity_net is not None,
         parts=adapter.parts,
     )
 

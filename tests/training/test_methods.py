@@ -250,8 +250,8 @@ def test_an_identity_net_is_saved_as_a_controlnet_and_sees_the_skeleton(everythi
     everything.load(tmp_path)
 
 
-def test_without_a_recipe_the_adapter_trains_as_before(runs):
-    """The losses of L_rec and colours by hand, from the module's output."""
+def test_without_a_recipe_the_adapter_trains_and_draws_as_with_l_rec_and_colours_alone(runs, tmp_path):
+    """Two loops, diffusers' scheduler here and the branch's own DDIM there, draw the same validation pictures."""
     plain = AdapterTask(TINY, people(), people(4), runs)
     batch = plain.batch(np.random.default_rng(0), 4)
     losses = plain.losses(plain.module, batch)
@@ -260,6 +260,9 @@ def test_without_a_recipe_the_adapter_trains_as_before(runs):
     bolid_rec.module.load_state_dict(plain.module.state_dict())
     same = bolid_rec.losses(bolid_rec.module, bolid_rec.batch(np.random.default_rng(0), 4))
     assert same["loss"].item() == pytest.approx(losses["loss"].item(), rel=1e-5)
+    with torch.no_grad():
+        errors = [made.validate(tmp_path / "sheet.png")["colour_error"] for made in (plain, bolid_rec)]
+    assert errors[0] == pytest.approx(errors[1], abs=1e-4)
 
 
 def test_what_does_not_fit_a_recipe_is_a_usage_error(runs, tmp_path):

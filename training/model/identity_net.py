@@ -4,8 +4,10 @@ It is initialised from the UNet, driven by the drawn skeleton, and its text inpu
 finds is added to the UNet's skip connections. A skeleton map of zeros stands for no pose.
 """
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -25,6 +27,13 @@ def build_identity_net(unet: UNet2DConditionModel) -> ControlNetModel:
     net.load_state_dict(copied.state_dict())
     net.set_attn_processor(PlainAttnProcessor())
     return net
+
+
+def load_identity_net(folder: Path) -> ControlNetModel:
+    """Reads a ControlNet folder in float32, for use: in eval mode and without gradients."""
+    net = ControlNetModel.from_pretrained(folder, torch_dtype=torch.float32)
+    net.set_attn_processor(PlainAttnProcessor())
+    return net.eval().requires_grad_(False)
 
 
 def identity_residuals(
