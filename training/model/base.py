@@ -147,6 +147,7 @@ def _config(folder: Path, unet: dict, vision: dict) -> AvatarConfig:
     """The folder's own, or one with the sizes of its parts and IP-Adapter-Plus' for the adapter."""
     if (folder / "avatar.json").is_file():
         values = _json(folder / "avatar.json")
+        _check_method(folder, values)
         own = AvatarConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
         return replace(own, steps=AvatarConfig.steps, guidance=AvatarConfig.guidance) if _few_step(folder) else own
     vae, text = _json(folder / "vae" / "config.json"), _json(folder / "text_encoder" / "config.json")
@@ -171,6 +172,15 @@ def _config(folder: Path, unet: dict, vision: dict) -> AvatarConfig:
         steps=25,
         guidance=7.5,
     )
+
+
+def _check_method(folder: Path, values: dict) -> None:
+    """Methods that BoLID is compared with read people from whole pictures, or draw poses by other networks."""
+    if values.get("parts", 5) == 1 or not values.get("pose_guider", True) or values.get("identity_net", False):
+        raise InputError(
+            f"the adapter in {folder} is of another method than BoLID (see its avatar.json); `fit` trains BoLID's: "
+            "give a folder with such an adapter or with none"
+        )
 
 
 def _few_step(folder: Path) -> bool:
