@@ -2,9 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from bolid_export.cli import main as export
+from bolid_sdk.errors import InputError
 from bolid_training.avatars.dataset import write_dataset
 from bolid_training.avatars.shards import Settings, png
 from bolid_training.cli import main
@@ -179,14 +182,29 @@ def test_mistakes_are_one_line_and_exit_code_2(change, message, model, image_enc
 
 
 def test_a_model_of_another_shape_is_refused(model, image_encoder, data, tmp_path):
-    import shutil
-
     shutil.copytree(model, tmp_path / "xl")
     config = json.loads((tmp_path / "xl" / "unet" / "config.json").read_text())
     (tmp_path / "xl" / "unet" / "config.json").write_text(json.dumps(config | {"addition_embed_type": "text_time"}))
     result = fit(tmp_path / "xl", image_encoder, data, tmp_path / "out")
     assert result.exit_code == 2
     assert "is SDXL" in result.output
+
+
+def test_a_few_step_lora_is_left_out_and_its_sampling_with_it(model, image_encoder, tmp_path):
+    shutil.copytree(model, tmp_path / "few")
+    values = asdict(replace(SIZES, steps=4, guidance=1.0))
+    (tmp_path / "few" / "avatar.json").write_text(json.dumps(values))
+    whole = open_base(tmp_path / "few", image_encoder)
+    assert (whole.few_step, whole.config.steps, whole.config.guidance) == (False, 4, 1.0)
+    (tmp_path / "few" / "avatar.json").write_text(json.dumps(values | {"parts": 1}))
+    with pytest.raises(InputError, match="is of another method than BoLID"):
+        open_base(tmp_path / "few", image_encoder)
+    (tmp_path / "few" / "avatar.json").write_text(json.dumps(values))
+    (tmp_path / "few" / "lightning").mkdir()
+    (tmp_path / "few" / "lightning" / "pytorch_lora_weights.safetensors").touch()
+    base = open_base(tmp_path / "few", image_encoder)
+    assert base.few_step
+    assert base.config == replace(SIZES, steps=AvatarConfig.steps, guidance=AvatarConfig.guidance)
 
 
 def test_a_new_adapter_starts_as_the_texts_keys_and_values(base):
@@ -287,12 +305,13 @@ def curve(out):
 
 
 @pytest.mark.slow
-def test_the_avatar_goes_on_with_its_own_adapter_on_rendered_shards(root, tmp_path):
+def test_the_avatar_goes_on_with_its_own_adapter_on_rendered_shards_and_exports(root, tmp_path):
     """Shards of `bolid-train data` have labels of parts; the avatar predicts v and has a small autoencoder."""
-    write_dataset(tmp_path / "people", Settings(identities=3, views=3, size=128, seed=0), workers=1, splits=("train",))
+    write_dataset(tmp_path / "people", Settings(identities=3, views=6, size=128, seed=0), workers=1, splits=("train",))
     avatar, out = root / "training" / "weights" / "avatar", tmp_path / "out"
     given = ["fit", "--model", str(avatar), "--data", str(tmp_path / "people"), "--out", str(out), "--precision", "no"]
-    result = CliRunner().invoke(main, [*given, "--steps", "1", "--batch-size", "2", "--learning-rate", "1e-9"])
+    more = ("--steps", "1", "--batch-size", "2", "--learning-rate", "1e-9", "--complete")
+    result = CliRunner().invoke(main, [*given, *more])
     assert result.exit_code == 0, result.output
     report = json.loads((out / "data.json").read_text())
     assert report["with_part_labels"] == report["pictures"] > 0
@@ -300,6 +319,11 @@ def test_the_avatar_goes_on_with_its_own_adapter_on_rendered_shards(root, tmp_pa
         before, after = load_file(avatar / "adapter" / name), load_file(out / "model" / name)
         assert before.keys() == after.keys()
         assert all((before[key].float() - after[key]).abs().max() < 1e-6 for key in before)
+    files = [out / "model" / name for name in ("identity.safetensors", "image_prompt.safetensors", "pose_guider")]
+    adapters = [word for file in files for word in ("--adapter", str(file))]
+    for model in (["--model", str(avatar), *adapters], ["--model", str(out / "complete")]):
+        result = CliRunner().invoke(export, [*model, "--dry-run", "-o", str(tmp_path / "bundle")])
+        assert result.exit_code == 0, result.output
 
 
 @pytest.mark.slow

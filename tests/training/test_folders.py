@@ -155,6 +155,15 @@ def test_a_single_picture_is_its_own_partner_only_if_asked(tmp_path):
     assert len(chosen(tmp_path, single=True).entries) == 2
 
 
+def test_a_sketch_is_drawn_from_a_photograph_never_the_other_way_round(tmp_path):
+    styles = {"a": ("photo", "sketch"), "b": ("sketch", "sketch")}
+    sample = lambda person, style: json.dumps({"caption": "x", "identity": person, "style": style}).encode()  # noqa: E731
+    told = [(person, style) for person, both in styles.items() for style in both]
+    members = {f"{i}.json": sample(*each) for i, each in enumerate(told)}
+    write_tar(tmp_path / "0.tar", members | {f"{i}.png": png(picture()) for i in range(4)})
+    assert [entry.name for entry in chosen(tmp_path).entries] == ["0.tar/0", "0.tar/1"]
+
+
 def test_nothing_to_train_on_is_a_clear_error(tmp_path):
     with pytest.raises(InputError, match="no such folder"):
         find_entries(tmp_path / "missing")

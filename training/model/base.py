@@ -4,7 +4,7 @@ Parts are read one at a time, when they are needed: what has been encoded once n
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,10 +15,12 @@ from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPV
 
 from bolid_sdk.errors import InputError
 from bolid_training.model.config import AvatarConfig
+from bolid_training.model.lightning import LORA_FILE
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 PREDICTIONS = ("epsilon", "v_prediction")
 GUIDER_STRIDE = 8  # pixels of a T2I-Adapter's first feature map's cell
+LIGHTNING = "lightning"
 HEAD_DIM = 64
 IP_ADAPTER_PLUS_WIDTH = 768
 T = TypeVar("T", bound=torch.nn.Module)
@@ -27,13 +29,17 @@ UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, Safetensor
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A folder and what its configurations say. `adapter`: BoLID's own parts if the folder has them."""
+    """A folder and what its configurations say. `adapter`: BoLID's own parts if the folder has them.
+
+    A few-step LoRA beside it is left out (`few_step`): one step of a few is not what noise prediction teaches.
+    """
 
     folder: Path
     image_encoder_folder: Path
     config: AvatarConfig
     scheduler: DDIMScheduler
     adapter: Path | None
+    few_step: bool = False
 
     @property
     def size(self) -> int:
@@ -108,6 +114,7 @@ def open_base(folder: Path, image_encoder: Path | None = None) -> Base:
         config=config,
         scheduler=scheduler,
         adapter=adapter if (adapter / "identity.safetensors").is_file() else None,
+        few_step=_few_step(folder),
     )
 
 
@@ -140,7 +147,9 @@ def _config(folder: Path, unet: dict, vision: dict) -> AvatarConfig:
     """The folder's own, or one with the sizes of its parts and IP-Adapter-Plus' for the adapter."""
     if (folder / "avatar.json").is_file():
         values = _json(folder / "avatar.json")
-        return AvatarConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        _check_method(folder, values)
+        own = AvatarConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        return replace(own, steps=AvatarConfig.steps, guidance=AvatarConfig.guidance) if _few_step(folder) else own
     vae, text = _json(folder / "vae" / "config.json"), _json(folder / "text_encoder" / "config.json")
     levels = len(vae.get("encoder_block_out_channels") or vae["block_out_channels"])
     if 2 ** (levels - 1) != GUIDER_STRIDE:
@@ -163,6 +172,19 @@ def _config(folder: Path, unet: dict, vision: dict) -> AvatarConfig:
         steps=25,
         guidance=7.5,
     )
+
+
+def _check_method(folder: Path, values: dict) -> None:
+    """Methods that BoLID is compared with read people from whole pictures, or draw poses by other networks."""
+    if values.get("parts", 5) == 1 or not values.get("pose_guider", True) or values.get("identity_net", False):
+        raise InputError(
+            f"the adapter in {folder} is of another method than BoLID (see its avatar.json); `fit` trains BoLID's: "
+            "give a folder with such an adapter or with none"
+        )
+
+
+def _few_step(folder: Path) -> bool:
+    return (folder / LIGHTNING / LORA_FILE).is_file()
 
 
 def _is_tiny(folder: Path) -> bool:

@@ -132,6 +132,7 @@ def run(request: FitRequest) -> None:
     from bolid_training.userdata.reading import choose, find_entries
 
     diffusers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     options = request.fit_options()
     base = open_base(request.model, request.image_encoder)
@@ -196,6 +197,8 @@ def looks_key(entries: "Iterable[Entry]", finder: "PoseFinder") -> str:
 def report(request: FitRequest, base: "Base", chosen: "Chosen", options: "FitOptions") -> None:
     """Prints what will be trained on what; a dry run with estimates. Otherwise it is also written to OUT/data.json."""
     content: dict[str, Any] = {"model": str(request.model), "size": base.size, **chosen.report()}
+    if base.few_step:
+        content["note"] = "the model's few-step LoRA is left out: the adapter is trained for many steps with guidance"
     if not request.dry_run:
         request.folder.mkdir(parents=True, exist_ok=True)
         (request.folder / "data.json").write_text(json.dumps(content, indent=2) + "\n")

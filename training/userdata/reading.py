@@ -104,18 +104,18 @@ def check_parts(labels: Image.Image | None) -> None:
 
 
 def choose(entries: Iterable[Entry], looks: Iterable[Look], skipped: Iterable[Skipped], *, single: bool) -> Chosen:
-    """The pictures that can be seen and have a partner: another photograph of the same person.
+    """The pictures that can be seen, of people with two of them, a photograph at least: the reference.
 
-    With `single` a picture without one is its own. Raises InputError when nothing is left.
+    With `single` a photograph that is alone is its own reference. Raises InputError when nothing is left.
     """
     pairs = list(zip(entries, looks, strict=True))
     left_out = [*skipped, *(Skipped(name=e.name, reason=found.reason) for e, found in pairs if found.reason)]
     seen = [(entry, found) for entry, found in pairs if not found.reason]
     if not seen:
         raise InputError(f"none of the pictures can be used: {_reasons(left_out)}")
-    photos = Counter(entry.identity for entry, _ in seen if entry.style == "photo")
-    partners = lambda entry: photos[entry.identity] - (entry.style == "photo" and not single)  # noqa: E731
-    kept = [(entry, found) for entry, found in seen if partners(entry) > 0]
+    pictures = Counter(entry.identity for entry, _ in seen)
+    referable = {entry.identity for entry, _ in seen if entry.style == "photo"}
+    kept = [(e, found) for e, found in seen if e.identity in referable and (single or pictures[e.identity] > 1)]
     if not kept:
         raise InputError(
             f"no person has two pictures ({len(seen)} pictures of {len({e.identity for e, _ in seen})} people): "
@@ -123,7 +123,8 @@ def choose(entries: Iterable[Entry], looks: Iterable[Look], skipped: Iterable[Sk
             "sub-folder, or take each for its own partner with --single (which teaches to copy it)"
         )
     names = {entry.name for entry, _ in kept}
-    left_out += [Skipped(name=e.name, reason="the only picture of its person") for e, _ in seen if e.name not in names]
+    reason = lambda e: f"{'the only picture' if pictures[e.identity] == 1 else 'no photograph'} of its person"  # noqa: E731
+    left_out += [Skipped(name=e.name, reason=reason(e)) for e, _ in seen if e.name not in names]
     return Chosen(entries=[e for e, _ in kept], looks=[found for _, found in kept], skipped=left_out)
 
 
