@@ -9,7 +9,7 @@ DEMO := .venv-demo
 BIN := $(DEV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types bench tables wheel clean
+.PHONY: help demo test check lint types bench tables wheel bindings clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -43,6 +43,11 @@ tables: $(DEV)/.installed ## README's tables from benchmarks/results
 wheel: $(DEV)/.installed ## dist/*.whl
 	rm -rf build
 	$(BIN)/python -m build --wheel --no-isolation
+
+bindings: ## TensorRT 10 and 11 as far as Python names go, so that the tests can check our calls against them
+	for version in 10.13 10.16 11.4; do $(PYTHON) -m pip install -q --no-deps --upgrade --target .venv-bindings/$$version \
+		"tensorrt-cu13-bindings==$$version.*"; done
+	$(PYTHON) -m pip install -q --no-deps --upgrade --target .venv-bindings/cuda cuda-bindings cuda-pathfinder
 
 clean: ## remove environments and caches
 	rm -rf $(DEV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png

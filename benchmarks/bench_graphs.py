@@ -16,6 +16,7 @@ GRAPHS = (
     "image_projector",
     "pose_guider",
     "denoiser",
+    "denoiser_shallow",
     "vae_decoder",
     "vae_encoder",
 )

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", *(ROOT / "training" / "weights").glob("*/README.md"))
 RESULTS = ROOT / "benchmarks" / "results"
 EVALUATION = ROOT / "docs" / "results" / "avatar.json"
+COMPARISON = ROOT / "docs" / "results" / "comparison.json"
 TABLE = re.compile(r"(?P<start><!-- table: (?P<name>[\w-]+) -->\n).*?(?P<stop><!-- /table -->)", re.DOTALL)
 
 
@@ -79,6 +80,36 @@ def classes(measured: dict) -> str:
     return " ".join(f"{BY_POSE[name]}: {values}." for name, values in listed.items())
 
 
+def comparison() -> str:
+    """The methods on the same people, prompts and noise, between what is possible and what is worth nothing."""
+    measured = json.loads(COMPARISON.read_text())
+    rows = measured["rows"]
+    columns = {name: title for name, title in COMPARED.items() if name in rows[0]["metrics"]}
+    lines = [
+        (f"{MODELS.get(row['model'], row['model'])}, {sampled(row)}", *judged(row["metrics"], columns), pace(row))
+        for row in rows
+    ]
+    beside = [(title, *judged(measured[kind], columns), "") for kind, title in BESIDE.items() if kind in measured]
+    setup = measured["setup"]
+    note = f"{sample(setup)}, the same for every row; 95 % intervals. {setup['machine']}; commit {setup['commit'][:9]}."
+    return f"{markdown(('', *columns.values(), 's/image'), [*lines, *beside])}\n{note}\n"
+
+
+def sampled(row: dict) -> str:
+    """How a row's pictures were made."""
+    guided = "" if row["guidance"] == 1 else f", guidance {row['guidance']:g}"
+    pose = "" if row["pose_input"] else ", no pose"
+    return f"{row['steps']} steps{guided}{pose}"
+
+
+def judged(metrics: dict, columns: dict[str, str]) -> list[str]:
+    return [interval(metrics.get(name)) for name in columns]
+
+
+def pace(row: dict) -> str:
+    return f"{row['seconds_per_image']['value']:.2g}"
+
+
 def interval(summary: dict | None) -> str:
     if summary is None:
         return ""
@@ -94,6 +125,11 @@ COLUMNS = {
     "autoencoded": "the reference, autoencoded",
     "floors": "somebody else",
 }
+BESIDE = {
+    "ceilings": "*the reference itself*",
+    "autoencoded": "*the reference, autoencoded*",
+    "floors": "*somebody else*",
+}
 BY_POSE = {"pose_pck10": "PCK@0.1 by pose", "id_similarity": "Identity by pose"}
 QUALITY = {
     "id_similarity": "identity: cosine with another picture of the person (higher is better)",
@@ -105,7 +141,24 @@ QUALITY = {
     "fd_judge_clip": "Frechet distance, CLIP features (lower is better)",
     "clothes_colour_distance": "clothes' mean colour, RGB distance (lower is better)",
 }
-TABLES = {"quality": quality, "image": lambda: latency("image"), "graphs": lambda: latency("graphs")}
+MODELS = {"ip_adapter": "IP-Adapter", "instantid": "InstantID", "pulid": "PuLID", "bolid": "BoLID"}
+COMPARED = {
+    "fid": "FID ↓",
+    "fd_judge_clip": "Frechet distance, CLIP ↓",
+    "lpips": "LPIPS ↓",
+    "perceptual_judge_identity": "perceptual distance ↓",
+    "clothes_colour_distance": "clothes' colour distance ↓",
+    "id_similarity": "ID similarity ↑",
+    "id_top1": "found among 100 ↑",
+    "pose_pck10": "POSE accuracy, PCK@0.1 ↑",
+    "clip_score": "CLIP score ↑",
+}
+TABLES = {
+    "quality": quality,
+    "comparison": comparison,
+    "image": lambda: latency("image"),
+    "graphs": lambda: latency("graphs"),
+}
 
 
 def update(text: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.errors import BundleError
 from bolid_sdk.files import atomic_folder
 from bolid_sdk.manifest import FileEntry, Manifest
@@ -35,6 +36,14 @@ class Bundle:
 
         Contents are checked by `verify_hashes`, which reads every byte.
         """
+        bundle = cls.read(path)
+        for name in bundle.manifest.files:
+            bundle.check_file(name)
+        return bundle
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Bundle:
+        """As `open`, but looks at nothing but the manifest: for those who want to know of every damaged file."""
         folder = Path(path)
         content = _read_manifest(folder)
         try:
@@ -43,24 +52,35 @@ class Bundle:
             raise BundleError(
                 f"{folder / MANIFEST_NAME} is not valid JSON ({error}); export the bundle again"
             ) from error
-        bundle = cls(path=folder, manifest=Manifest.from_dict(values), digest=hashlib.sha256(content).hexdigest())
-        for name, entry in bundle.manifest.files.items():
-            bundle._check_file(name, entry)
-        return bundle
+        return cls(path=folder, manifest=Manifest.from_dict(values), digest=hashlib.sha256(content).hexdigest())
 
     def file(self, name: str) -> Path:
         """The path of a file listed in the manifest."""
         return self.path / PurePosixPath(name)
 
+    def engine_files(self, graph: str) -> dict[str, EngineFile]:
+        """The engines that were built from a graph, by the backend that they are for."""
+        built = self.manifest.graphs[graph].engines
+        return {
+            backend: EngineFile(
+                path=self.file(engine.file), sha256=self.manifest.files[engine.file].sha256, key=engine.key
+            )
+            for backend, engine in built.items()
+        }
+
     def verify_hashes(self) -> None:
         """Reads every file and compares its sha256 with the manifest. Raises BundleError for the first that differs."""
-        for name, entry in self.manifest.files.items():
-            found = file_sha256(self.file(name))
-            if found != entry.sha256:
-                raise BundleError(
-                    f"{self.file(name)} has sha256 {found[:16]}…, the manifest says {entry.sha256[:16]}…: the file was "
-                    "changed after export; copy or export the bundle again"
-                )
+        for name in self.manifest.files:
+            self.check_hash(name)
+
+    def check_hash(self, name: str) -> None:
+        """Reads one file. Raises BundleError when its sha256 is not the manifest's."""
+        expected, found = self.manifest.files[name].sha256, file_sha256(self.file(name))
+        if found != expected:
+            raise BundleError(
+                f"{self.file(name)} has sha256 {found[:16]}…, the manifest says {expected[:16]}…: the file was "
+                "changed after export; copy or export the bundle again"
+            )
 
     @cached_property
     def identity_digest(self) -> str:
@@ -71,8 +91,9 @@ class Bundle:
         parts = [*(manifest.files[name].sha256 for name in files), str(manifest.image_mean), str(manifest.image_std)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def _check_file(self, name: str, entry: FileEntry) -> None:
-        path = self.file(name)
+    def check_file(self, name: str) -> None:
+        """Presence, place and size of a file. Raises BundleError."""
+        path, entry = self.file(name), self.manifest.files[name]
         if not path.is_file():
             raise BundleError(f"{path} is missing; copy or export the bundle again")
         if not path.resolve().is_relative_to(self.path.resolve()):

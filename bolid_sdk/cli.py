@@ -25,6 +25,8 @@ Examples:
   bolid-infer anna.jpg "on a beach" --image-prompt beach.jpg --pose dancer.jpg
   bolid-infer anna.jpg "jumping" --pose none --steps 8 --guidance 2 --json
 """
+INTERRUPTED = 130
+"""What a shell reports for a program that Ctrl-C ended: 128 and the signal's number."""
 SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
@@ -43,7 +45,11 @@ SETTINGS = {"help_option_names": ["-h", "--help"]}
 @click.option(
     "--guidance", type=float, help="How strictly the prompt is followed; 1 is fastest. [default: the bundle's]"
 )
-@click.option("--sampler", help="ddim, euler, dpm++2m or lcm. [default: the bundle's]")
+@click.option("--sampler", help="ddim, euler, euler_a, dpm++2m or lcm. [default: the bundle's]")
+@click.option("--caching", help="off, balanced or fast: fewer whole steps, other pictures. [default: the bundle's]")
+@click.option(
+    "--guidance-interval", metavar="LO:HI", help="Guide between these fractions of the steps only, as 0.1:0.8."
+)
 @click.option("--seed", type=int, help="Makes a picture repeatable; further pictures take seed + 1 … [default: random]")
 @click.option("-n", "count", type=int, default=1, show_default=True, help="How many pictures.")
 @click.option("--size", help="512 or 384x512 (width x height). [default: the bundle's]")
@@ -76,16 +82,38 @@ def infer(reference: Path, prompt: str, more: tuple[Path, ...], output: Path, as
 
 @click.command(context_settings=SETTINGS)
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
+@click.option("--backend", help="Library that runs the graphs. [default: the best that is installed and works]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(bundle: Path | None, as_json: bool) -> None:
-    """Check this installation and a BUNDLE (the embedded one by default): versions, backends, hashes, graphs."""
-    with _failures_in_one_line():
-        from bolid_sdk.doctor import diagnose
+def doctor(bundle: Path | None, backend: str | None, device: str, as_json: bool) -> None:
+    """Check this installation and a BUNDLE (the embedded one by default).
 
-        report = diagnose(bundle)
-        click.echo(json.dumps(report, indent=1) if as_json else "\n".join(_lines(report)))
+    Versions, backends; then every file's hash, engines that were built for other GPUs or versions, and whether each
+    graph still computes what was stored when the bundle was exported. Exit code 2 when something is wrong.
+    """
+    with _failures_in_one_line():
+        from bolid_sdk.doctor import diagnose, report_lines
+
+        with _checking() as progress:
+            report = diagnose(bundle, backend, device, progress)
+        click.echo(json.dumps(report, indent=1) if as_json else "\n".join(report_lines(report)))
     if not report["ok"]:
         raise SystemExit(2)
+
+
+@contextmanager
+def _checking() -> Iterator[Callable[[str, int], None]]:
+    """A bar for what takes longer than two seconds, if somebody watches."""
+    from tqdm import tqdm
+
+    with tqdm(unit="step", leave=False, delay=2, disable=not sys.stderr.isatty()) as bar:
+
+        def progress(what: str, total: int) -> None:
+            bar.total = total
+            bar.set_description(what)
+            bar.update()
+
+        yield progress
 
 
 @contextmanager
@@ -97,6 +125,9 @@ def _failures_in_one_line() -> Iterator[None]:
     except BolidError as error:
         click.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        click.echo("interrupted", err=True)
+        raise SystemExit(INTERRUPTED) from None
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
@@ -104,7 +135,8 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 
     width, height = _size(given["size"])
     options = {name: given[name] for name in ("image_prompt", "identity_scale", "image_scale", "pose_scale")}
-    sampling = Sampling(steps=given["steps"], guidance=given["guidance"], sampler=given["sampler"])
+    chosen = {name: given[name] for name in ("steps", "guidance", "sampler", "caching")}
+    sampling = Sampling(**chosen, guidance_interval=_interval(given["guidance_interval"]))
     pose = {} if given["pose"] is None else {"pose": _pose(given["pose"])}
     return {**options, **pose, "seed": given["seed"], "sampling": sampling, "width": width, "height": height}
 
@@ -117,6 +149,16 @@ def _size(text: str | None) -> tuple[int | None, int | None]:
         return int(width), int(height or width)
     except ValueError:
         raise InputError(f"--size {text!r} is unusable; expected 512 or 384x512 (width x height)") from None
+
+
+def _interval(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    low, _, high = text.partition(":")
+    try:
+        return float(low), float(high)
+    except ValueError:
+        raise InputError(f"--guidance-interval {text!r} is unusable; expected LO:HI such as 0.1:0.8") from None
 
 
 def _pose(text: str) -> Any:
@@ -190,17 +232,3 @@ def _report(written: list[tuple[Result, Path]], as_json: bool, quiet: bool) -> N
     messages = dict.fromkeys(notice.message for result, _ in written for notice in result.warnings)
     for message in messages if not quiet else ():
         click.echo(f"warning: {message}", err=True)
-
-
-def _lines(report: dict[str, Any]) -> Iterator[str]:
-    yield "  ".join(f"{name} {version}" for name, version in report["versions"].items())
-    for backend in report["backends"]:
-        yield f"{'works ' if backend['works'] else 'absent'}  {backend['name']}: {backend['detail']}"
-    bundle = report["bundle"]
-    yield f"bundle  {bundle['path']} {bundle.get('name', '')} {bundle.get('digest', '')[:16]}"
-    for name, graph in bundle.get("graphs", {}).items():
-        golden = (
-            f", equals the stored outputs (cosine {graph['golden_cosine']:.6f})" if "golden_cosine" in graph else ""
-        )
-        yield f"  {name}: loads in {graph['load_seconds']} s{golden}"
-    yield f"error: {bundle['error']}" if "error" in bundle else f"all well: {bundle['hashes']}"

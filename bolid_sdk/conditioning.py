@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from typing import TypeAlias
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from bolid_sdk.bundle import Bundle
-from bolid_sdk.contracts import Sizes
+from bolid_sdk.contracts import KEYPOINTS, Sizes
 from bolid_sdk.errors import InputError
 from bolid_sdk.graphs import Graphs
 from bolid_sdk.identity import blank_patch_tokens, unconditional_tokens
@@ -24,23 +25,65 @@ from bolid_sdk.sampling import check_finite
 
 Scale: TypeAlias = float | ArrayLike
 
+EncodedIds: TypeAlias = tuple[tuple[str, bytes], ...]
+"""A prompt's int64 ids by the text encoder's input: `input_ids`, and `input_ids_2` if there is a second tokenizer."""
+
 UNCONDITIONAL_PROMPT = ""
+
+KEPT_PROMPTS = 32
+"""Encoded prompts that are kept: about a quarter of a megabyte each in Stable Diffusion 1.5."""
+
+KEPT_POSES = 4
+"""Poses whose features are kept: about 10 MB each at 512 x 512 in Stable Diffusion 1.5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeConditioning:
+    """What SDXL is told of a picture's size (arXiv:2307.01952, 2.2), pixels as (height, width) and (top, left).
+
+    `original_size`: of the picture before it was cropped; `crop_top_left`: where; `target_size`: what is drawn.
+    """
+
+    original_size: tuple[int, int]
+    crop_top_left: tuple[int, int] = (0, 0)
+    target_size: tuple[int, int]
+
+    def time_ids(self) -> FloatArray:
+        """float32 [6], in the order of diffusers' `_get_add_time_ids`."""
+        return np.array([*self.original_size, *self.crop_top_left, *self.target_size], np.float32)
 
 
 class Conditioner:
-    """Runs the graphs in front of the denoiser. Safe to share between threads; B pictures, G guidance branches."""
+    """Runs the graphs in front of the denoiser. Safe to share between threads; B pictures, G guidance branches.
+
+    The latest prompts and poses are kept, encoded. Each is encoded by itself, so that what was asked for before, or
+    along with it, cannot change a picture by rounding.
+    """
 
     def __init__(self, bundle: Bundle, graphs: Graphs) -> None:
         self._bundle, self._graphs = bundle, graphs
+        self._encoded = lru_cache(KEPT_PROMPTS)(partial(_encoded_text, graphs))
+        self._pose_features = lru_cache(KEPT_POSES)(partial(_pose_features, graphs))
 
     @property
     def _sizes(self) -> Sizes:
         return self._bundle.manifest.sizes
 
     @cached_property
-    def _tokenizer(self) -> PromptTokenizer:
-        entry = self._bundle.manifest.tokenizer
-        return PromptTokenizer(self._bundle.file(entry.file), length=self._sizes.text_length, pad_id=entry.pad_id)
+    def _tokenizers(self) -> dict[str, PromptTokenizer]:
+        """By the text encoder's input."""
+        length = self._sizes.text_length
+        return {
+            name: PromptTokenizer(self._bundle.file(entry.file), length=length, pad_id=entry.pad_id)
+            for name, entry in self._bundle.manifest.tokenizers.items()
+        }
+
+    @cached_property
+    def _no_text(self) -> dict[str, FloatArray]:
+        encoded = self._encoded(self._token_ids(UNCONDITIONAL_PROMPT))
+        if self._bundle.manifest.zero_unconditional:
+            return {name: np.zeros_like(values) for name, values in encoded.items()}
+        return encoded
 
     @cached_property
     def _nobody(self) -> FloatArray:
@@ -51,19 +94,29 @@ class Conditioner:
         return self._project(blank_patch_tokens(self._graphs, self._sizes))
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, TokenizedPrompt]:
-        return {prompt: self._tokenizer(prompt) for prompt in dict.fromkeys(prompts)}
+        """What the (first) tokenizer says of each different prompt."""
+        return {prompt: self._tokenizers["input_ids"](prompt) for prompt in dict.fromkeys(prompts)}
 
-    def text(self, prompts: Sequence[str], tokenized: dict[str, TokenizedPrompt], branches: int) -> FloatArray:
-        """`encoder_hidden_states` [G*B, 77, C]: the unconditional half first. Each different prompt is encoded once."""
-        wanted = dict(tokenized)
-        if branches == 2:
-            wanted.setdefault(UNCONDITIONAL_PROMPT, self._tokenizer(UNCONDITIONAL_PROMPT))
-        ids = np.stack([prompt.ids for prompt in wanted.values()])
-        states = self._graphs["text_encoder"].run({"input_ids": ids})["encoder_hidden_states"]
-        check_finite(states, "the text encoder")
-        by_prompt = dict(zip(wanted, states, strict=True))
-        conditional = np.stack([by_prompt[prompt] for prompt in prompts])
-        return self._guided(conditional, by_prompt.get(UNCONDITIONAL_PROMPT), branches)
+    def text(self, prompts: Sequence[str], branches: int) -> dict[str, FloatArray]:
+        """`encoder_hidden_states` [G*B, 77, C], and `text_embeds` [G*B, pooled_width] if there are such.
+
+        The unconditional half comes first.
+        """
+        encoded = [self._encoded(self._token_ids(prompt)) for prompt in prompts]
+        nothing = self._no_text if branches == 2 else {}
+        return {
+            name: self._guided(np.stack([values[name] for values in encoded]), nothing.get(name), branches)
+            for name in encoded[0]
+        }
+
+    def _token_ids(self, prompt: str) -> EncodedIds:
+        return tuple((name, tokenizer(prompt).ids.tobytes()) for name, tokenizer in self._tokenizers.items())
+
+    def size(self, told: SizeConditioning, count: int, branches: int) -> dict[str, FloatArray]:
+        """`time_ids` [G*B, 6], the same for both branches; nothing if the denoiser is not told of sizes."""
+        if not self._sizes.time_ids:
+            return {}
+        return {"time_ids": np.tile(told.time_ids(), (branches * count, 1))}
 
     def identity(self, tokens: Sequence[FloatArray], branches: int) -> FloatArray:
         """`identity_tokens` [G*B, N, C] from B people's tokens [N, C]; N may differ between people."""
@@ -82,7 +135,7 @@ class Conditioner:
     def pose(
         self, poses: Sequence[Pose | None], scale: float, width: int, height: int, branches: int
     ) -> dict[str, FloatArray]:
-        """`pose_features_i` [G*B, c_i, h / 2**i, w / 2**i], already scaled; zero without a pose. Drawn once a picture.
+        """`pose_features_i` [G*B, c_i, h / d_i, w / d_i], already scaled; zero without a pose. Drawn once a picture.
 
         The unconditional half has no pose either, so that guidance makes the pose clearer along with text and person.
         """
@@ -90,27 +143,18 @@ class Conditioner:
             np.zeros((len(poses), channels, *self._feature_size(width, height, level)), np.float32)
             for level, channels in enumerate(self._sizes.pose_channels)
         ]
-        drawn = [(index, pose) for index, pose in enumerate(poses) if pose is not None]
-        if drawn and features and scale != 0:
-            self._guide(drawn, features, scale, width, height)
+        for index, pose in enumerate(poses):
+            if pose is not None and features and scale != 0:
+                keypoints = np.ascontiguousarray(pose.fitted(width / height), np.float32).tobytes()
+                for target, values in zip(features, self._pose_features(keypoints, width, height), strict=True):
+                    target[index] = values * np.float32(scale)
         return {
             f"pose_features_{level}": self._guided(values, np.zeros_like(values[0]), branches)
             for level, values in enumerate(features)
         }
 
-    def _guide(
-        self, drawn: list[tuple[int, Pose]], features: list[FloatArray], scale: float, width: int, height: int
-    ) -> None:
-        maps = np.stack([draw_skeleton(pose.fitted(width / height), width, height) for _, pose in drawn])
-        outputs = self._graphs["pose_guider"].run({"skeleton": normalise(maps, (0, 0, 0), (1, 1, 1))})
-        indices = [index for index, _ in drawn]
-        for level, target in enumerate(features):
-            values = outputs[f"pose_features_{level}"]
-            check_finite(values, "the pose guider")
-            target[indices] = values * np.float32(scale)
-
     def _feature_size(self, width: int, height: int, level: int) -> tuple[int, int]:
-        stride = self._sizes.vae_factor * 2**level
+        stride = self._sizes.vae_factor * self._sizes.pose_divisor(level)
         return height // stride, width // stride
 
     def _patch_tokens(self, image: Image.Image) -> FloatArray:
@@ -138,6 +182,25 @@ def _equally_many(tokens: Sequence[FloatArray]) -> list[FloatArray]:
     """
     count = math.lcm(*(len(person) for person in tokens))
     return [np.tile(person, (count // len(person), 1)) for person in tokens]
+
+
+def _encoded_text(graphs: Graphs, ids: EncodedIds) -> dict[str, FloatArray]:
+    """The text encoder's outputs of one prompt, without the batch axis."""
+    outputs = graphs["text_encoder"].run({name: np.frombuffer(values, np.int64)[None] for name, values in ids})
+    for values in outputs.values():
+        check_finite(values, "the text encoder")
+    return {name: np.asarray(values[0], np.float32) for name, values in outputs.items()}
+
+
+def _pose_features(graphs: Graphs, keypoints: bytes, width: int, height: int) -> list[FloatArray]:
+    """[c_i, h / 2**i, w / 2**i] of every level, for float32 keypoints [12, 3] that fit the picture."""
+    points = np.frombuffer(keypoints, np.float32).reshape(KEYPOINTS, 3)
+    skeleton = normalise(draw_skeleton(points, width, height)[None], (0, 0, 0), (1, 1, 1))
+    outputs = graphs["pose_guider"].run({"skeleton": skeleton})
+    features = [outputs[f"pose_features_{level}"] for level in range(len(outputs))]
+    for values in features:
+        check_finite(values, "the pose guider")
+    return [np.asarray(values[0], np.float32) for values in features]
 
 
 def layer_scales(value: Scale, layers: int, name: str) -> FloatArray:

@@ -55,6 +55,13 @@ MIN_CONFIDENCE = 0.3
 
 HEATMAP_STRIDE = 4
 
+DEEP_FEATURE = "deep_feature"
+EARLIER_DEEP_FEATURE = "earlier_deep_feature"
+"""What full sampling steps leave for shallow ones: the last one's, and that of the one before (`bolid_sdk.caching`)."""
+
+TIME_IDS = 6
+"""SDXL's `time_ids`: original height and width, top and left of the crop, target height and width, in pixels."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
@@ -64,6 +71,12 @@ class Sizes:
     vae_factor: int
     text_length: int = 77
     context_width: int
+    token_inputs: int = 1
+    """Token ids that the text encoder reads for one prompt: 2 if its two towers have different tokenizers."""
+    pooled_width: int = 0
+    """Width of `text_embeds`, the whole prompt as one vector beside cross-attention (SDXL); 0: there is none."""
+    time_ids: int = 0
+    """Numbers that tell the denoiser of a picture's size, TIME_IDS of them (SDXL); 0: it is not told."""
     image_size: int
     """Side of the image encoder's input; zero when there is none and people are given as face embeddings."""
     patch_tokens: int
@@ -74,7 +87,9 @@ class Sizes:
     image_tokens: int
     cross_attention_layers: int
     pose_channels: tuple[int, ...]
-    """Channels of `pose_features_i`; level i has the latent's size divided by 2**i."""
+    """Channels of `pose_features_i`, whose size is the latent's divided by `pose_divisor(i)`."""
+    pose_divisors: tuple[int, ...] = ()
+    """One for each of `pose_channels`; empty: 1, 2, 4, ..."""
     pose_height: int
     pose_width: int
     """Input size of the pose estimator; zero when there is none."""
@@ -84,8 +99,15 @@ class Sizes:
     max_side: int
     size_step: int = 32
     """Sides of a picture are multiples of this."""
+    deep_channels: int = 0
+    """Channels of `deep_feature`, which the denoiser gives to its shallow half; zero when it gives none."""
     parts: int = PARTS
     """Crops of one reference: BoLID's five parts, or one, its centre square, as IP-Adapters see pictures."""
+
+    def __post_init__(self) -> None:
+        divisors = self.pose_divisors
+        if divisors and (len(divisors) != len(self.pose_channels) or min(divisors) < 1):
+            raise ValueError(f"pose_divisors {divisors} do not fit {len(self.pose_channels)} pose features")
 
     @property
     def identity_axis(self) -> Axis:
@@ -93,16 +115,23 @@ class Sizes:
         return self.identity_tokens if self.parts > 1 else "identity_tokens"
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "pose_channels": list(self.pose_channels)}
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in _TUPLES}}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Sizes:
-        """Raises TypeError on missing or unknown names."""
-        return cls(**{**values, "pose_channels": tuple(values.get("pose_channels", ()))})
+        """Raises TypeError on missing or unknown names, ValueError on what cannot be."""
+        return cls(**{**values, **{name: tuple(values.get(name, ())) for name in _TUPLES}})
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
         return tuple(field.name for field in fields(cls))
+
+    def pose_divisor(self, level: int) -> int:
+        """How much smaller than the latent `pose_features_<level>` is."""
+        return self.pose_divisors[level] if self.pose_divisors else 2**level
+
+
+_TUPLES = ("pose_channels", "pose_divisors")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +173,7 @@ def graph_specs(sizes: Sizes) -> dict[str, GraphSpec]:
         *([_image_projector(sizes)] if sizes.image_tokens else []),
         *([_pose_guider(sizes)] if sizes.pose_channels else []),
         _denoiser(sizes),
+        *([_denoiser_shallow(sizes)] if sizes.deep_channels else []),
         _vae_decoder(sizes),
         _vae_encoder(sizes),
     ]
@@ -151,9 +181,9 @@ def graph_specs(sizes: Sizes) -> dict[str, GraphSpec]:
 
 
 def pose_feature_specs(sizes: Sizes, batch: str = "batch") -> tuple[TensorSpec, ...]:
-    """`pose_features_i` float32 [batch, c_i, latent_height / 2**i, latent_width / 2**i], the first axis by name."""
+    """`pose_features_i` float32 [batch, c_i, latent_height / d_i, latent_width / d_i], the first axis by name."""
     return tuple(
-        _float(f"pose_features_{i}", batch, channels, _level("latent_height", i), _level("latent_width", i))
+        _float(f"pose_features_{i}", batch, channels, *_divided(sizes.pose_divisor(i)))
         for i, channels in enumerate(sizes.pose_channels)
     )
 
@@ -166,8 +196,10 @@ def _int(name: str, *shape: Axis) -> TensorSpec:
     return TensorSpec(name=name, dtype="int64", shape=shape)
 
 
-def _level(axis: str, level: int) -> str:
-    return axis if level == 0 else f"{axis}/{2**level}"
+def _divided(divisor: int) -> tuple[str, str]:
+    """The latent's axes, a fraction of them as "latent_height/4"."""
+    fraction = "" if divisor == 1 else f"/{divisor}"
+    return f"latent_height{fraction}", f"latent_width{fraction}"
 
 
 def _latent(name: str, sizes: Sizes) -> TensorSpec:
@@ -179,11 +211,19 @@ def _picture(name: str) -> TensorSpec:
 
 
 def _text_encoder(sizes: Sizes) -> GraphSpec:
+    second = (_int("input_ids_2", "batch", sizes.text_length),)
     return GraphSpec(
         name="text_encoder",
-        inputs=(_int("input_ids", "batch", sizes.text_length),),
-        outputs=(_float("encoder_hidden_states", "batch", sizes.text_length, sizes.context_width),),
+        inputs=(_int("input_ids", "batch", sizes.text_length), *(second if sizes.token_inputs == 2 else ())),
+        outputs=(
+            _float("encoder_hidden_states", "batch", sizes.text_length, sizes.context_width),
+            *_pooled_text(sizes, "batch"),
+        ),
     )
+
+
+def _pooled_text(sizes: Sizes, batch: str) -> tuple[TensorSpec, ...]:
+    return (_float("text_embeds", batch, sizes.pooled_width),) if sizes.pooled_width else ()
 
 
 def _pose_estimator(sizes: Sizes) -> GraphSpec:
@@ -235,26 +275,56 @@ def _pose_guider(sizes: Sizes) -> GraphSpec:
 
 
 def _denoiser(sizes: Sizes) -> GraphSpec:
+    """The whole UNet; where there is a shallow half, it also gives what that half goes on from."""
+    return GraphSpec(
+        name="denoiser",
+        inputs=(*_step_inputs(sizes), *pose_feature_specs(sizes, "guided_batch")),
+        outputs=(*_step_outputs(sizes), *([_deep_feature(sizes)] if sizes.deep_channels else [])),
+    )
+
+
+def _denoiser_shallow(sizes: Sizes) -> GraphSpec:
+    """The layers that the newest sample has to pass; the pose is in the deep features already.
+
+    It goes on from `deep_feature + extrapolation * (deep_feature - earlier_deep_feature)`.
+    """
+    features = (_deep_feature(sizes), _deep_feature(sizes, EARLIER_DEEP_FEATURE), _float("extrapolation", 1))
+    return GraphSpec(
+        name="denoiser_shallow",
+        inputs=(*_step_inputs(sizes), *features),
+        outputs=_step_outputs(sizes),
+        required=False,
+    )
+
+
+def _deep_feature(sizes: Sizes, name: str = DEEP_FEATURE) -> TensorSpec:
+    return _float(name, "guided_batch", sizes.deep_channels, "latent_height", "latent_width")
+
+
+def _step_outputs(sizes: Sizes) -> tuple[TensorSpec, ...]:
+    return _latent("next_sample", sizes), _latent("x0", sizes)
+
+
+def _step_inputs(sizes: Sizes) -> tuple[TensorSpec, ...]:
+    """What every sampling step reads, pose features apart."""
     layers = sizes.cross_attention_layers
     image_tokens = (_float("image_tokens", "guided_batch", sizes.image_tokens, sizes.context_width),)
     image_scale = (_float("image_scale", layers),)
-    return GraphSpec(
-        name="denoiser",
-        inputs=(
-            _latent("sample", sizes),
-            _latent("previous_x0", sizes),
-            _latent("noise", sizes),
-            _float("timestep", 1),
-            _float("coefficients", COEFFICIENTS),
-            _float("guidance", 1),
-            _float("encoder_hidden_states", "guided_batch", sizes.text_length, sizes.context_width),
-            _float("identity_tokens", "guided_batch", sizes.identity_axis, sizes.context_width),
-            *(image_tokens if sizes.image_tokens else ()),
-            _float("identity_scale", layers),
-            *(image_scale if sizes.image_tokens else ()),
-            *pose_feature_specs(sizes, "guided_batch"),
-        ),
-        outputs=(_latent("next_sample", sizes), _latent("x0", sizes)),
+    time_ids = (_float("time_ids", "guided_batch", sizes.time_ids),)
+    return (
+        _latent("sample", sizes),
+        _latent("previous_x0", sizes),
+        _latent("noise", sizes),
+        _float("timestep", 1),
+        _float("coefficients", COEFFICIENTS),
+        _float("guidance", 1),
+        _float("encoder_hidden_states", "guided_batch", sizes.text_length, sizes.context_width),
+        _float("identity_tokens", "guided_batch", sizes.identity_axis, sizes.context_width),
+        *(image_tokens if sizes.image_tokens else ()),
+        _float("identity_scale", layers),
+        *(image_scale if sizes.image_tokens else ()),
+        *_pooled_text(sizes, "guided_batch"),
+        *(time_ids if sizes.time_ids else ()),
     )
 
 

@@ -13,6 +13,12 @@ from typing import BinaryIO
 from bolid_sdk.errors import OutputError
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: BOLID_CACHE_DIR, or bolid-sdk in the user's cache folder."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "bolid-sdk"
+    return Path(os.environ.get("BOLID_CACHE_DIR") or user).expanduser()
+
+
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a temporary sibling of `path` that takes its place when the block ends well. Raises OutputError."""

@@ -80,7 +80,7 @@ class Generator:
         if max_batch < 1:
             raise InputError(f"max_batch={max_batch} is unusable; expected at least 1")
         self.bundle: Bundle = open_bundle(bundle)
-        self._backend = open_backend(backend, device, threads)
+        self._backend = open_backend(backend, device, threads, built=self.bundle.manifest.engine_backends)
         self._graphs = Graphs(self.bundle, self._backend)
         self._conditioner = Conditioner(self.bundle, self._graphs)
         self._max_batch = max_batch
@@ -163,6 +163,7 @@ class Generator:
             "image_encoder": encodes,
             "identity_encoder": encodes,
             "denoiser": True,
+            "denoiser_shallow": options.sampling.caching != "off",
             "text_encoder": True,
             "pose_guider": options.pose is not None,
             "image_projector": True,
@@ -199,7 +200,7 @@ class Generator:
         branches, conditioner = options.sampling.branches, self._conditioner
         with job.timings.stage("text"):
             tokenized = conditioner.tokenize(prompts)
-            states = conditioner.text(prompts, tokenized, branches)
+            text = conditioner.text(prompts, branches)
         with job.timings.stage("pose"):
             features = conditioner.pose(job.poses[part], options.pose_scale, options.width, options.height, branches)
         with job.timings.stage("identity"):
@@ -216,7 +217,8 @@ class Generator:
                 for person, prompt in zip(people, prompts, strict=True)
             ),
             conditioning={
-                "encoder_hidden_states": states,
+                **text,
+                **conditioner.size(options.size_conditioning, len(prompts), branches),
                 "identity_tokens": tokens,
                 "identity_scale": options.identity_scale,
                 **image,
@@ -234,8 +236,16 @@ class Generator:
         sizes, options = self.bundle.manifest.sizes, plan.job.options
         shape = (sizes.latent_channels, options.height // sizes.vae_factor, options.width // sizes.vae_factor)
         noise = NoiseSource(seeds=plan.seeds, shape=shape)
-        denoiser, guidance = self._graphs["denoiser"], options.sampling.guidance
-        states = denoise(denoiser, plan.job.table, guidance, plan.conditioning, noise)
+        steps, caches = options.sampling.plan(), options.sampling.caching != "off"
+        states = denoise(
+            self._graphs["denoiser"],
+            plan.job.table,
+            options.sampling.guidance,
+            plan.conditioning,
+            noise,
+            shallow=self._graphs["denoiser_shallow"] if caches else None,
+            plan=steps,
+        )
         while True:
             with plan.job.timings.stage("denoise"):
                 state = next(states, None)

@@ -45,5 +45,10 @@ class Graphs:
             return future
 
     def _load(self, name: str) -> Engine:
-        entry = self._bundle.manifest.graphs[name]
-        return self._backend.load(self._bundle.file(entry.file), entry.spec)
+        return load_graph(self._bundle, self._backend, name)
+
+
+def load_graph(bundle: Bundle, backend: Backend, name: str) -> Engine:
+    """From its ONNX file, or from the engine that the bundle has for this backend. Raises BundleError, BackendError."""
+    entry = bundle.manifest.graphs[name]
+    return backend.load(bundle.file(entry.file), entry.spec, bundle.engine_files(name))

@@ -73,6 +73,10 @@ class Manifest:
     sampling: ResolvedSampling
     graphs: Mapping[str, GraphEntry]
     tokenizer: TokenizerEntry
+    tokenizer_2: TokenizerEntry | None = None
+    """Of the second text tower, where it differs (`sizes.token_inputs`)."""
+    zero_unconditional: bool = False
+    """What the unconditional branch reads as text: zeros, or the empty prompt."""
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
     """Normalisation of the image encoder's pixels, for channels in [0, 1]."""
@@ -88,9 +92,24 @@ class Manifest:
     verification: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def tokenizers(self) -> dict[str, TokenizerEntry]:
+        """By the text encoder's input."""
+        second = {"input_ids_2": self.tokenizer_2} if self.tokenizer_2 else {}
+        return {"input_ids": self.tokenizer, **second}
+
+    @property
     def capabilities(self) -> tuple[str, ...]:
-        """What the bundle can do beyond a person and a prompt: pose_estimation, pose, image_prompt, encode."""
-        return capabilities(self.graphs)
+        """What the bundle can do beyond a person and a prompt.
+
+        pose_estimation, pose, image_prompt, caching, encode, size_conditioning (it is told how large a picture was).
+        """
+        return capabilities(self.graphs, self.sizes)
+
+    @property
+    def engine_backends(self) -> tuple[str, ...]:
+        """Backends for which every graph has an engine."""
+        built = [set(graph.engines) for graph in self.graphs.values()]
+        return tuple(sorted(set.intersection(*built))) if built else ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -108,6 +127,9 @@ class Manifest:
             "image_std": list(self.image_std),
             "pose_threshold": self.pose_threshold,
             "tokenizer": asdict(self.tokenizer),
+            # manifests of one text tower stay as they were before there were two
+            **({"tokenizer_2": asdict(self.tokenizer_2)} if self.tokenizer_2 else {}),
+            **({"zero_unconditional": True} if self.zero_unconditional else {}),
             "graphs": {name: graph.to_dict() for name, graph in self.graphs.items()},
             "golden": self.golden,
             "files": {name: asdict(entry) for name, entry in sorted(self.files.items())},
@@ -143,6 +165,7 @@ class Manifest:
             "noise_schedule": NoiseSchedule.from_dict(values["noise_schedule"]),
             "sampling": ResolvedSampling(**values["sampling"]),
             "tokenizer": TokenizerEntry(**values["tokenizer"]),
+            "tokenizer_2": TokenizerEntry(**values["tokenizer_2"]) if "tokenizer_2" in values else None,
             "graphs": {name: _graph(name, entry) for name, entry in values["graphs"].items()},
             "files": {_safe(name): FileEntry(**entry) for name, entry in values["files"].items()},
             "image_mean": _three(values["image_mean"]),
@@ -164,6 +187,11 @@ class Manifest:
                 raise BundleError(f"graph {name!r} is unknown for these sizes; expected some of {', '.join(specs)}")
             _check_tensors(name, "inputs", entry.spec.inputs, specs[name].inputs)
             _check_tensors(name, "outputs", entry.spec.outputs, specs[name].outputs)
+        if len(self.tokenizers) != self.sizes.token_inputs:
+            raise BundleError(
+                f"the bundle has {len(self.tokenizers)} tokenizers for {self.sizes.token_inputs} inputs of its text "
+                "encoder; export it again"
+            )
         for file in self._references():
             if file not in self.files:
                 raise BundleError(f"{file} is used but not listed under files; export the bundle again")
@@ -179,18 +207,21 @@ class Manifest:
     def _references(self) -> list[str]:
         graphs = [file for graph in self.graphs.values() for file in graph.files]
         engines = [engine.file for graph in self.graphs.values() for engine in graph.engines.values()]
-        return [*graphs, *engines, self.tokenizer.file, *([self.golden] if self.golden else [])]
+        tokenizers = [tokenizer.file for tokenizer in self.tokenizers.values()]
+        return [*graphs, *engines, *tokenizers, *([self.golden] if self.golden else [])]
 
 
-def capabilities(graphs: Collection[str]) -> tuple[str, ...]:
-    """What graphs of these names can do beyond a person and a prompt."""
+def capabilities(graphs: Collection[str], sizes: Sizes) -> tuple[str, ...]:
+    """What graphs of these names and sizes can do beyond a person and a prompt."""
     by_graph = {
         "pose_estimator": "pose_estimation",
         "pose_guider": "pose",
         "image_projector": "image_prompt",
+        "denoiser_shallow": "caching",
         "vae_encoder": "encode",
     }
-    return tuple(name for graph, name in by_graph.items() if graph in graphs)
+    told = ("size_conditioning",) if sizes.time_ids else ()
+    return (*(name for graph, name in by_graph.items() if graph in graphs), *told)
 
 
 def _graph(name: str, values: dict[str, Any]) -> GraphEntry:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from bolid_sdk.conditioning import Scale, layer_scales
+from bolid_sdk.conditioning import Scale, SizeConditioning, layer_scales
 from bolid_sdk.contracts import Sizes
 from bolid_sdk.errors import InputError
 from bolid_sdk.images import FloatArray, ImageSource, open_image
@@ -22,6 +22,8 @@ from bolid_sdk.sampling import ResolvedSampling, Sampling
 
 MAX_SEED = 2**63 - 1
 MAX_PICTURES = 1024
+MAX_SIDE = 16384
+"""Of a size that a model is told, in pixels: larger ones are mistakes."""
 
 
 class PoseChoice(Enum):
@@ -44,6 +46,8 @@ class Options(TypedDict, total=False):
     pose_scale: a number; default 1.
     sampling: what should differ from the bundle's defaults.
     width, height: multiples of `sizes.size_step` in the bundle's range; the native size by default.
+    original_size, crop_top_left: (height, width) and (top, left) in pixels, for bundles that are told of sizes (SDXL):
+        of which size the picture should look, by default its own, and as if cropped where, by default at (0, 0).
     """
 
     image_prompt: ImageSource | None
@@ -55,6 +59,8 @@ class Options(TypedDict, total=False):
     sampling: Sampling | None
     width: int | None
     height: int | None
+    original_size: tuple[int, int] | None
+    crop_top_left: tuple[int, int] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +76,7 @@ class ResolvedOptions:
     sampling: ResolvedSampling
     width: int
     height: int
+    size_conditioning: SizeConditioning
 
 
 def resolve_options(options: Options, manifest: Manifest, count: int) -> ResolvedOptions:
@@ -81,11 +88,14 @@ def resolve_options(options: Options, manifest: Manifest, count: int) -> Resolve
         raise InputError(f"{count} pictures were asked for; expected 1 to {MAX_PICTURES} a call")
     sizes = manifest.sizes
     layers = sizes.cross_attention_layers
-    sampling = options.get("sampling") or Sampling()
+    sampling = (options.get("sampling") or Sampling()).resolve(manifest.sampling)
+    require_capability(manifest, "caching", sampling.caching != "off")
     image_prompt, pose = options.get("image_prompt"), options.get("pose", REFERENCE)
     require_capability(manifest, "image_prompt", image_prompt is not None)
     require_capability(manifest, "pose", pose is not None and pose is not REFERENCE)
     image_scale: Scale = 0.0 if image_prompt is None else options.get("image_scale", 1.0)
+    width = _side("width", options.get("width"), sizes.native_width, sizes)
+    height = _side("height", options.get("height"), sizes.native_height, sizes)
     return ResolvedOptions(
         image_prompt=image_prompt,
         pose=pose,
@@ -93,9 +103,10 @@ def resolve_options(options: Options, manifest: Manifest, count: int) -> Resolve
         identity_scale=layer_scales(options.get("identity_scale", 1.0), layers, "identity_scale"),
         image_scale=layer_scales(image_scale, layers, "image_scale"),
         pose_scale=float(layer_scales(options.get("pose_scale", 1.0), 1, "pose_scale")[0]),
-        sampling=sampling.resolve(manifest.sampling),
-        width=_side("width", options.get("width"), sizes.native_width, sizes),
-        height=_side("height", options.get("height"), sizes.native_height, sizes),
+        sampling=sampling,
+        width=width,
+        height=height,
+        size_conditioning=_size_conditioning(options, manifest, (height, width)),
     )
 
 
@@ -143,3 +154,24 @@ def _side(name: str, value: Any, native: int, sizes: Sizes) -> int:
             f"{sizes.max_side}, natively {native}"
         )
     return int(value)
+
+
+def _size_conditioning(options: Options, manifest: Manifest, size: tuple[int, int]) -> SizeConditioning:
+    """`size` is the picture's own (height, width)."""
+    original, corner = options.get("original_size"), options.get("crop_top_left")
+    require_capability(manifest, "size_conditioning", original is not None or corner is not None)
+    return SizeConditioning(
+        original_size=size if original is None else _pixels("original_size", original, "(height, width)", 1),
+        crop_top_left=(0, 0) if corner is None else _pixels("crop_top_left", corner, "(top, left)", 0),
+        target_size=size,
+    )
+
+
+def _pixels(name: str, value: Any, meaning: str, least: int) -> tuple[int, int]:
+    pair = tuple(value) if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else ()
+    whole = all(isinstance(side, int | np.integer) and not isinstance(side, bool) for side in pair)
+    if len(pair) != 2 or not whole or not all(least <= side <= MAX_SIDE for side in pair):
+        raise InputError(
+            f"{name}={value!r} is unusable; expected {meaning}: two whole numbers of pixels from {least} to {MAX_SIDE}"
+        )
+    return int(pair[0]), int(pair[1])

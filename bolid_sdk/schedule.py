@@ -26,7 +26,7 @@ Array: TypeAlias = NDArray[np.float64]
 BetaSchedule: TypeAlias = Literal["linear", "scaled_linear", "trained"]
 PredictionType: TypeAlias = Literal["epsilon", "v_prediction"]
 Spacing: TypeAlias = Literal["leading", "trailing", "linspace"]
-SamplerName: TypeAlias = Literal["ddim", "euler", "dpm++2m", "lcm"]
+SamplerName: TypeAlias = Literal["ddim", "euler", "euler_a", "dpm++2m", "lcm"]
 
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
@@ -156,6 +156,18 @@ def _ddim(schedule: NoiseSchedule, steps: int, spacing: Spacing, eta: float) -> 
 
 def _euler(schedule: NoiseSchedule, steps: int, spacing: Spacing, _eta: float) -> tuple[Array, list[Array], float]:
     """Euler's method on the probability flow ODE in the coordinates x / alpha (arXiv:2206.00364, algorithm 1)."""
+    return _euler_steps(schedule, steps, spacing, fresh=0.0)
+
+
+def _euler_a(schedule: NoiseSchedule, steps: int, spacing: Spacing, _eta: float) -> tuple[Array, list[Array], float]:
+    """Ancestral sampling with Euler steps: k-diffusion's `sample_euler_ancestral`, as SDXL-Turbo is sampled."""
+    return _euler_steps(schedule, steps, spacing, fresh=1.0)
+
+
+def _euler_steps(
+    schedule: NoiseSchedule, steps: int, spacing: Spacing, *, fresh: float
+) -> tuple[Array, list[Array], float]:
+    """`fresh` 1: of the noise that is left after a step, as much is new as in DDPM's posterior; 0: none."""
     timesteps = _timesteps(schedule, steps, spacing, whole=False)
     sigmas = _interpolate_sigmas(schedule, timesteps)
     rows = []
@@ -165,8 +177,9 @@ def _euler(schedule: NoiseSchedule, steps: int, spacing: Spacing, _eta: float) -
             x0, slope = np.array([1.0, -sigma]), np.array([0.0, 1.0])
         else:
             x0, slope = np.array([scale**2, -sigma * scale]), np.array([sigma * scale**2, scale])
-        update = np.array([1.0, 0.0]) + (following - sigma) * slope
-        rows.append(np.array([scale, *x0, *update, 0.0, 0.0]))
+        std = fresh * following * np.sqrt(1 - (following / sigma) ** 2)
+        update = np.array([1.0, 0.0]) + (np.sqrt(following**2 - std**2) - sigma) * slope
+        rows.append(np.array([scale, *x0, *update, 0.0, std]))
     largest = float(sigmas.max())
     return timesteps, rows, float(np.sqrt(largest**2 + 1)) if spacing == "leading" else largest
 
@@ -206,7 +219,13 @@ def _lcm(schedule: NoiseSchedule, steps: int, _spacing: Spacing, _eta: float) ->
 
 
 _Builder: TypeAlias = Callable[[NoiseSchedule, int, Spacing, float], tuple[Array, list[Array], float]]
-_BUILDERS: dict[SamplerName, _Builder] = {"ddim": _ddim, "euler": _euler, "dpm++2m": _dpm_2m, "lcm": _lcm}
+_BUILDERS: dict[SamplerName, _Builder] = {
+    "ddim": _ddim,
+    "euler": _euler,
+    "euler_a": _euler_a,
+    "dpm++2m": _dpm_2m,
+    "lcm": _lcm,
+}
 
 
 def _x0_and_epsilon(prediction: PredictionType, alpha: float, sigma: float) -> tuple[Array, Array]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bolid_export.graphs import Graph
-from bolid_export.scene import Scene, picture
+from bolid_export.scene import Scene, latents, picture
 from bolid_export.sources import Model
 from bolid_export.torch_engine import Record, TorchEngine
 from bolid_sdk.contracts import Sizes
@@ -56,6 +56,8 @@ def calibrate(
     )
     for scene, pixels in zip(scenes, pictures, strict=True):
         picture(engines, scene, sizes, table, guidance)
+        if "denoiser_shallow" in engines:
+            latents(engines, scene, sizes, table, guidance, caching="fast")
         engines["vae_encoder"].run({"pixels": pixels})
         if "pose_estimator" in engines:
             engines["pose_estimator"].run({"pixels": _resized(pixels, sizes)})

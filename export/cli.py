@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from bolid_export.engine_target import EngineRequest
     from bolid_export.sources import Source
 
-BACKENDS = ("onnx", "tensorrt-rtx")
-PRECISIONS = ("fp32", "fp16")
+BACKENDS = ("onnx", "tensorrt-rtx", "tensorrt")
+PRECISIONS = ("fp32", "fp16", "int8")
 
 EXAMPLES = """\b
 Examples:
   bolid-export --precision fp16                          the avatar model, into engines/avatar-fp16
+  bolid-export --precision int8 --gate "bolid-eval --bundle {} --against engines/avatar"     only if people stay as good
   bolid-export --model my-model --dry-run                what would be written, and where
   bolid-export --model my-model --adapter anna.safetensors -o engines/anna
   bolid-export --model dreams.safetensors --adapter ip-adapter-plus_sd15.bin --image-encoder models/image_encoder
@@ -65,20 +66,29 @@ Examples:
     type=click.Path(path_type=Path),
     help="A diffusers folder with the configuration and tokenizer of a single file. [default: SD1.5's]",
 )
-@click.option("--precision", default="fp16", show_default=True, help="fp16 for GPUs; fp32 is faster on CPUs.")
+@click.option(
+    "--precision", default="fp16", show_default=True, help="fp16 for GPUs; fp32 is faster on CPUs; int8 for OpenVINO."
+)
 @click.option(
     "--backend",
     default="onnx",
     show_default=True,
-    help="onnx runs everywhere; tensorrt-rtx adds engines for NVIDIA GPUs, built here and now.",
+    help="onnx runs everywhere; tensorrt-rtx adds engines for NVIDIA GPUs, built without one; tensorrt for those here.",
 )
 @click.option(
     "--compute-capability", help="GPUs that tensorrt-rtx builds for, such as 8.9,12.0 (RTX 40 and 50; 8.6 is RTX 30)."
 )
+@click.option("--version-compatible", is_flag=True, help="Later versions of the same major TensorRT load the engines.")
+@click.option("--hardware-compatible", is_flag=True, help="TensorRT engines for all GPUs from 8.0 on, somewhat slower.")
+@click.option("--refit", is_flag=True, help="TensorRT engines whose adapter weights can be exchanged.")
 @click.option("--batch", help="Pictures in a call that engines are built for, MIN:OPT:MAX. [default: 1:1:4]")
 @click.option("--size", help="Sides in pixels that engines are built for, MIN:OPT:MAX. [default: the native size]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The bundle's folder. [default: engines/NAME]")
 @click.option("--licence", help="Licence of the weights, for the manifest. [default: the avatar's Apache-2.0]")
+@click.option(
+    "--gate",
+    help="A command that must succeed on the finished bundle, {} in it, before the bundle takes its place.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is verified.")
 @click.option("--dry-run", is_flag=True, help="Check the sources and show the plan; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -88,7 +98,7 @@ def main(**given: Any) -> None:
     Every graph is compared with PyTorch, and a whole picture with diffusers at equal noise. When one of them differs
     too much, nothing is written. The comparison is in the bundle's report.md.
 
-    An engine of tensorrt-rtx is built from a compared graph. It runs with the same version of the library, on the GPUs
+    An engine is built from a compared graph. It runs with the same version of the library, on the GPUs
     and within the sizes that it was built for; the ONNX graph stays beside it.
     """
     with _failures_in_one_line():
@@ -106,17 +116,22 @@ def _run(
     precision: str,
     backend: str,
     compute_capability: str | None,
+    version_compatible: bool,
+    hardware_compatible: bool,
+    refit: bool,
     batch: str | None,
     size: str | None,
     output: Path | None,
     licence: str | None,
+    gate: str | None,
     force: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
     _check_choice("precision", precision, PRECISIONS)
     _check_choice("backend", backend, BACKENDS)
-    request = _engine_request(backend, compute_capability, batch, size)
+    options = {"version_compatible": version_compatible, "hardware_compatible": hardware_compatible, "refit": refit}
+    request = _engine_request(backend, compute_capability, batch, size, options)
     folder = output or default_output(model, precision, backend)
     if folder.exists() and not force:
         raise OutputError(f"{folder} exists already; choose another folder with -o, or replace it with --force")
@@ -130,11 +145,13 @@ def _run(
         planned = plan(source, precision, folder, engines)
         click.echo(json.dumps(planned, indent=1) if as_json else plan_text(planned))
         return
+    from bolid_export.gate import CommandGate
     from bolid_export.pipeline import Target
 
     foreign = bool(model or adapters or loras or vae or image_encoder)
     licence = licence or ("unknown" if foreign else "Apache-2.0")
-    target = Target(folder=folder, precision=precision, licence=licence, overwrite=force, engines=engines)
+    accept = CommandGate(gate) if gate is not None else None
+    target = Target(folder=folder, precision=precision, licence=licence, overwrite=force, engines=engines, gate=accept)
     _export(source, target, as_json)
 
 
@@ -152,16 +169,19 @@ def default_output(model: Path | None, precision: str, backend: str = "onnx") ->
 
 
 def _engine_request(
-    backend: str, compute_capability: str | None, batch: str | None, size: str | None
+    backend: str, compute_capability: str | None, batch: str | None, size: str | None, options: dict[str, bool]
 ) -> EngineRequest | None:
     """None: ONNX is all that is wanted."""
     if backend != "onnx":
-        from bolid_export.engine_target import EngineRequest
+        from bolid_export.engine_target import BuildOptions, EngineRequest
 
-        return EngineRequest.parse(compute_capability, batch, size)
-    for option, value in (("--compute-capability", compute_capability), ("--batch", batch), ("--size", size)):
+        return EngineRequest.parse(backend, compute_capability, batch, size, BuildOptions(**options))
+    given = {"--compute-capability": compute_capability, "--batch": batch, "--size": size}
+    given |= {f"--{name.replace('_', '-')}": "" for name, chosen in options.items() if chosen}
+    for option, value in given.items():
         if value is not None:
-            raise InputError(f"{option} {value} is for engines, ONNX graphs fit all; add --backend tensorrt-rtx")
+            named = f"{option} {value}".strip()
+            raise InputError(f"{named} is for engines, ONNX graphs fit all; add --backend tensorrt-rtx")
     return None
 
 
@@ -190,7 +210,7 @@ def _export(source: Source, target: Any, as_json: bool) -> None:
     from bolid_export.pipeline import export_bundle, stage_count
 
     # on a pipe or in a log file a bar is noise; tqdm's None asks whether stderr is a terminal
-    stages = stage_count(_sizes(source), target.engines)
+    stages = stage_count(_sizes(source), target.engines, target.gate is not None)
     with tqdm(total=stages, disable=True if as_json else None, unit="stage") as bar:
 
         def progress(stage: str) -> None:

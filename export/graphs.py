@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from bolid_export.shallow import ShallowUNet, deep_features
 from bolid_export.sources import Model
-from bolid_sdk.contracts import GraphSpec, Sizes, graph_specs
+from bolid_sdk.contracts import DEEP_FEATURE, GraphSpec, Sizes, graph_specs
 from bolid_training.model.pose_estimator import decode_heatmaps
 
 
@@ -102,6 +103,8 @@ class Denoiser(Graph):
 
     e = unet(k0 * sample), e = e_first + guidance * (e_last - e_first), x0 = k1 * sample + k2 * e,
     next_sample = k3 * sample + k4 * e + k5 * previous_x0 + k6 * noise
+
+    Where the spec asks for it, the deep feature that the shallow half goes on from is an output too.
     """
 
     def run(
@@ -118,15 +121,26 @@ class Denoiser(Graph):
         # sizes by `shape`: `len` would make them constants of the trace
         k = coefficients
         branches = branch_index(encoder_hidden_states.shape[0], sample.shape[0])
-        output = self.predict((k[0] * sample)[branches], timestep, encoder_hidden_states, **conditioning)
+        output, *deep = self.predict((k[0] * sample)[branches], timestep, encoder_hidden_states, **conditioning)
         e = guide(output.float(), guidance, sample.shape[0])
         x0 = k[1] * sample + k[2] * e
-        return k[3] * sample + k[4] * e + k[5] * previous_x0 + k[6] * noise, x0
+        return k[3] * sample + k[4] * e + k[5] * previous_x0 + k[6] * noise, x0, *deep
 
     def predict(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **conditioning: Tensor
-    ) -> Tensor:
-        """The UNet's output [G*B, c, h, w] for samples that are already repeated for the guidance branches."""
+    ) -> tuple[Tensor, ...]:
+        """The UNet's output [G*B, c, h, w] for samples that are already repeated for the guidance branches.
+
+        After it, where the spec asks for it, the deep feature.
+        """
+        if DEEP_FEATURE not in self.spec.output_names:
+            return (self.unet(sample, timestep, encoder_hidden_states, **conditioning),)
+        with deep_features(self.network) as seen:
+            output = self.unet(sample, timestep, encoder_hidden_states, **conditioning)
+        return output, seen[0]
+
+    def unet(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **conditioning: Tensor) -> Tensor:
+        """diffusers' own forward of the whole UNet."""
         cast = {name: value.to(self.dtype) for name, value in conditioning.items()}
         features = [cast.pop(name) for name in list(cast) if name.startswith("pose_features_")]
         return self.network(
@@ -137,6 +151,30 @@ class Denoiser(Graph):
             # the UNet pops from the list it is given
             down_intrablock_additional_residuals=features or None,
         ).sample
+
+
+class DenoiserShallow(Denoiser):
+    """A sampling step by the shallow half of the UNet, from the deep features of two earlier steps."""
+
+    def predict(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        deep_feature: Tensor,
+        earlier_deep_feature: Tensor,
+        extrapolation: Tensor,
+        **conditioning: Tensor,
+    ) -> tuple[Tensor, ...]:
+        deep = deep_feature + extrapolation * (deep_feature - earlier_deep_feature)
+        output = self.network(
+            sample.to(self.dtype),
+            timestep,
+            deep.to(self.dtype),
+            encoder_hidden_states=encoder_hidden_states.to(self.dtype),
+            cross_attention_kwargs={name: value.to(self.dtype) for name, value in conditioning.items()},
+        )
+        return (output,)
 
 
 def branch_index(guided_batch: int, batch: int) -> Tensor:
@@ -165,6 +203,7 @@ def bind_graphs(checkpoint: Model, sizes: Sizes) -> dict[str, Graph]:
         "image_projector": (ImageProjector, adapter.image_projector),
         "pose_guider": (PoseGuider, adapter.pose_guider),
         "denoiser": (Denoiser, checkpoint.unet),
+        "denoiser_shallow": (DenoiserShallow, ShallowUNet(checkpoint.unet)),
         "vae_decoder": (VaeDecoder, checkpoint.vae),
         "vae_encoder": (VaeEncoder, checkpoint.vae),
     }

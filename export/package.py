@@ -25,8 +25,6 @@ GOLDEN, TOKENIZER, REPORT = "golden.npz", "tokenizer.json", "report.md"
 # A protobuf ends at 2 GB; far below that, one file a graph is simpler to copy and to hash.
 EXTERNAL_DATA_BYTES = 1 << 30
 
-STEPS = 12
-
 
 def noise_schedule(checkpoint: Model) -> NoiseSchedule:
     """The forward process of the checkpoint's scheduler. Raises InputError for a schedule the runtime lacks."""
@@ -47,8 +45,8 @@ def noise_schedule(checkpoint: Model) -> NoiseSchedule:
 
 def default_sampling(checkpoint: Model) -> ResolvedSampling:
     """DDIM as the checkpoint's scheduler spaces it: also what the loop is verified with."""
-    spacing = checkpoint.scheduler.config.timestep_spacing
-    return ResolvedSampling(steps=STEPS, guidance=checkpoint.config.guidance, sampler="ddim", spacing=spacing)
+    config, spacing = checkpoint.config, checkpoint.scheduler.config.timestep_spacing
+    return ResolvedSampling(steps=config.steps, guidance=config.guidance, sampler="ddim", spacing=spacing)
 
 
 def save_graph(model: onnx.ModelProto, folder: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from bolid_export.calibrate import Calibration, calibrate, spread
 from bolid_export.compact import store_compactly
-from bolid_export.engine_target import BACKEND, EngineTarget
+from bolid_export.engine_target import EngineTarget
 from bolid_export.graphs import Graph, bind_graphs
 from bolid_export.package import (
     GOLDEN,
@@ -27,6 +27,8 @@ from bolid_export.package import (
     save_tokenizer,
 )
 from bolid_export.precision import Island, Precision, find_islands, lower
+from bolid_export.quantise import GRAPHS as QUANTISED_GRAPHS
+from bolid_export.quantise import quantise
 from bolid_export.report import engine_report, report
 from bolid_export.sources import Source, model_sizes
 from bolid_export.to_onnx import to_onnx
@@ -39,6 +41,9 @@ from bolid_sdk.contracts import Sizes, graph_specs
 
 Progress = Callable[[str], None]
 
+# Ranges need many different activations, the search few: each of its trials runs all of them.
+CALIBRATION_RECORDS, SEARCH_RECORDS = 16, 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -49,11 +54,14 @@ class Target:
     licence: str
     overwrite: bool = False
     engines: EngineTarget | None = None
+    gate: Callable[[Path], dict[str, Any]] | None = None
+    """Sees the finished bundle before it takes its place; what it answers goes into the manifest, what it raises ends
+    the export."""
 
 
-def stage_count(sizes: Sizes, engines: EngineTarget | None = None) -> int:
+def stage_count(sizes: Sizes, engines: EngineTarget | None = None, gate: bool = False) -> int:
     """How often `export_bundle` calls its `progress`."""
-    return (3 if engines else 2) * len(graph_specs(sizes)) + 3
+    return (3 if engines else 2) * len(graph_specs(sizes)) + 3 + gate
 
 
 def export_bundle(source: Source, target: Target, progress: Progress = lambda stage: None) -> Bundle:
@@ -67,15 +75,21 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
     calibration = _calibrate(source, graphs, sizes, progress)
     with tempfile.TemporaryDirectory(prefix="bolid-export-") as name:
         folder = Path(name)
-        islands = [
-            island
+        lowered = [
+            _trace(graph, calibration.records[graph.spec.name], target.precision, sizes, folder, progress)
             for graph in graphs.values()
-            for island in _trace(graph, calibration.records[graph.spec.name], target.precision, sizes, folder, progress)
         ]
         checked = _verify(source, graphs, calibration, target.precision, folder, progress)
         engines = _build(graphs, sizes, target, folder, progress)
         progress("packaging")
-        checked["islands"] = [asdict(island) for island in islands]
+        checked["islands"] = [asdict(island) for part in lowered for island in part.islands]
+        checked["quantised"] = [part.quantised for part in lowered if part.quantised]
+        if target.gate:
+            progress("asking the gate")
+            with tempfile.TemporaryDirectory(prefix="bolid-gate-") as staging:
+                staged = replace(target, folder=Path(staging) / "bundle")
+                bundle = _package(source, graphs, calibration, staged, folder, checked, engines)
+                checked["gate"] = target.gate(bundle.path)
         return _package(source, graphs, calibration, target, folder, checked, engines)
 
 
@@ -86,25 +100,49 @@ def _calibrate(source: Source, graphs: Mapping[str, Graph], sizes: Sizes, progre
     return calibrate(source.checkpoint, graphs, sizes, table, sampling.guidance)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """A graph as it is traced: what stays float32 in it, and what a quantised one is (`Quantised.summary`)."""
+
+    graph: Graph
+    islands: list[Island]
+    quantised: dict[str, Any] | None = None
+
+
 def _trace(
     graph: Graph, records: list[Record], precision: Precision, sizes: Sizes, folder: Path, progress: Progress
-) -> list[Island]:
-    """Writes one graph and returns its float32 islands."""
+) -> Lowered:
+    """Writes one graph in that precision."""
     progress(f"tracing {graph.spec.name}")
-    islands = find_islands(graph, _tensors(graph, records)) if precision == "fp16" else []
-    lowered = lower(graph, precision, islands)
-    if precision == "fp16":
-        # CPU runtimes compute float16 graphs in float32, so only PyTorch shows here what a GPU will do
-        require_passed(check_graph(graph.spec, TorchEngine(lowered), records, LIMITS[precision]))
-    model = to_onnx(lowered, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
+    lowered = _quantise(graph, records) if precision == "int8" else _lower(graph, records, precision)
+    model = to_onnx(lowered.graph, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
     store_compactly(model)
     save_graph(model, folder)
-    return islands
+    return lowered
 
 
-def _tensors(graph: Graph, records: list[Record]) -> list[tuple[torch.Tensor, ...]]:
+def _lower(graph: Graph, records: list[Record], precision: Precision) -> Lowered:
+    islands = find_islands(graph, _tensors(graph, records, 8)) if precision == "fp16" else []
+    lowered = Lowered(graph=lower(graph, precision, islands), islands=islands)
+    if precision == "fp16":
+        # CPU runtimes compute float16 graphs in float32, so only PyTorch shows here what a GPU will do
+        require_passed(check_graph(graph.spec, TorchEngine(lowered.graph), records, LIMITS[precision]))
+    return lowered
+
+
+def _quantise(graph: Graph, records: list[Record]) -> Lowered:
+    if graph.spec.name not in QUANTISED_GRAPHS:
+        return Lowered(graph=graph, islands=[])
+    # no record is in both, where there are enough: ranges that fit their own data prove nothing
+    calibration = _tensors(graph, records[::2], CALIBRATION_RECORDS)
+    held_out = _tensors(graph, records[1::2] or records, SEARCH_RECORDS)
+    found = quantise(graph, calibration, held_out)
+    return Lowered(graph=found.graph, islands=found.kept, quantised=found.summary())
+
+
+def _tensors(graph: Graph, records: list[Record], count: int) -> list[tuple[torch.Tensor, ...]]:
     names = graph.spec.input_names
-    return [tuple(torch.from_numpy(record.inputs[name]) for name in names) for record in spread(records, 8)]
+    return [tuple(torch.from_numpy(record.inputs[name]) for name in names) for record in spread(records, count)]
 
 
 def _verify(
@@ -167,6 +205,6 @@ def _package(
         precision=target.precision,
         licence=target.licence,
         verification=checked,
-        engines={name: {BACKEND: engine} for name, engine in engines.items()},
+        engines={name: {engine.key.library: engine} for name, engine in engines.items()},
     )
     return write_bundle(target.folder, manifest, files, overwrite=target.overwrite)

@@ -9,14 +9,15 @@ from bolid_export.engine_target import EngineTarget
 from bolid_export.graphs import Graph, bind_graphs
 from bolid_export.package import default_sampling
 from bolid_export.precision import POLICY
+from bolid_export.quantise import GRAPHS as QUANTISED_GRAPHS
 from bolid_export.shapes import graph_profile
 from bolid_export.sources import Source, model_sizes
 from bolid_export.to_tensorrt import engine_file
 from bolid_sdk.contracts import Sizes
 from bolid_sdk.manifest import capabilities
 
-# In either precision, as long as the checkpoint's weights are float16.
-BYTES = 2
+# In fp32 and fp16 alike, as long as the checkpoint's weights are float16.
+BYTES, INT8_BYTES = 2, 1
 
 
 def plan(source: Source, precision: str, folder: Path, engines: EngineTarget | None = None) -> dict[str, Any]:
@@ -26,13 +27,13 @@ def plan(source: Source, precision: str, folder: Path, engines: EngineTarget | N
     return {
         "model": source.name,
         "decisions": source.decisions,
-        "capabilities": capabilities(graphs),
+        "capabilities": capabilities(graphs, sizes),
         "precision": precision,
         "bundle": str(folder),
         "sizes": sizes.to_dict(),
         "sampling": vars(default_sampling(source.checkpoint)),
         "float32_islands": [name for name in POLICY if name in graphs] if precision == "fp16" else [],
-        "graphs": {name: _graph(graph) for name, graph in graphs.items()},
+        "graphs": {name: _graph(graph, precision) for name, graph in graphs.items()},
         "engines": _engines(engines, graphs, sizes) if engines else None,
     }
 
@@ -66,10 +67,11 @@ def plan_text(planned: dict[str, Any]) -> str:
 def _engines(target: EngineTarget, graphs: dict[str, Graph], sizes: Sizes) -> dict[str, Any]:
     return {
         "runtime": target.runtime,
+        "options": target.options.chosen,
         "compute_capabilities": target.compute_capabilities,
         "shapes": str(target.shapes),
         "graphs": {
-            name: {"file": engine_file(name), "shapes": graph_profile(graph.spec, target.shapes, sizes)}
+            name: {"file": engine_file(name, target.backend), "shapes": graph_profile(graph.spec, target.shapes, sizes)}
             for name, graph in graphs.items()
         },
     }
@@ -77,13 +79,15 @@ def _engines(target: EngineTarget, graphs: dict[str, Graph], sizes: Sizes) -> di
 
 def _engine_lines(engines: dict[str, Any]) -> list[str]:
     capabilities = ", ".join(engines["compute_capabilities"])
-    title = f"engines of {engines['runtime']} for compute capability {capabilities}, for {engines['shapes']}:"
+    title = f"engines of {engines['runtime']} for compute capability {capabilities}, for {engines['shapes']}"
+    title += f" ({', '.join(engines['options'])}):" if engines["options"] else ":"
     return [title, *(f"  {graph['file']}" for graph in engines["graphs"].values())]
 
 
-def _graph(graph: Graph) -> dict[str, int]:
+def _graph(graph: Graph, precision: str) -> dict[str, int]:
     parameters = sum(tensor.numel() for tensor in _used(graph).parameters())
-    return {"parameters": parameters, "bytes": parameters * BYTES}
+    quantised = precision == "int8" and graph.spec.name in QUANTISED_GRAPHS
+    return {"parameters": parameters, "bytes": parameters * (INT8_BYTES if quantised else BYTES)}
 
 
 def _used(graph: Graph) -> Any:

@@ -1,5 +1,7 @@
 """Precision of a graph: float32, or float16 weights and activations with named float32 islands.
 
+For int8 see `bolid_export.quantise`: its graphs are float32 except for the layers that are quantised.
+
 A network is lowered before it is traced, not rewritten afterwards: then what is traced is what runs. Post-export
 converters (onnxruntime's `convert_float_to_float16`) send float32 inputs and neighbouring float32 nodes through
 float16 casts, also those of the sampler's update, and compute the timestep's sinusoids in float16.
@@ -27,8 +29,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from bolid_export.graphs import Graph
 
-Precision: TypeAlias = Literal["fp32", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 # A quarter of float16's largest number: calibration sees few inputs, users bring others.
 LIMIT = 65504 / 4
@@ -83,8 +85,8 @@ def measure_peaks(network: nn.Module, runs: Iterable[Any]) -> dict[str, float]:
 
 
 def lower(graph: Graph, precision: Precision, islands: Iterable[Island] = ()) -> Graph:
-    """A copy of `graph` in that precision; fp32 returns the graph itself."""
-    if precision == "fp32":
+    """A copy of `graph` in that precision; fp32 returns the graph itself, int8 too (`bolid_export.quantise`)."""
+    if precision != "fp16":
         return graph
     lowered = copy.deepcopy(graph).half()
     for island in islands:

@@ -23,6 +23,8 @@ def report(name: str, precision: str, verification: Mapping[str, Any], sizes: Ma
             "",
             _accepted(verification["limits"]),
             "",
+            *_gate(verification.get("gate")),
+            *_quantised(verification.get("quantised", [])),
             *_islands(verification.get("islands", [])),
         ]
     )
@@ -76,11 +78,47 @@ def _row(check: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[str, ...]:
     return check["graph"], f"{sizes[check['graph']] / 1e6:.1f}", check["output"], *numbers
 
 
+def _gate(gate: Mapping[str, Any] | None) -> list[str]:
+    """The answer of `bolid-eval --against`, or that of another command without its details."""
+    if gate is None:
+        return []
+    title = f"Accepted by `{gate['command']}`"
+    if "gates" not in gate:
+        return [f"{title}.", ""]
+    title += f", {gate['pictures']} pictures of {gate['people']} people, in pairs with the same noise:"
+    rows = [
+        (name, str(row["drop"]["value"]), "{} to {}".format(*row["drop"]["ci95"]), str(row["limit"]))
+        for name, row in gate["gates"].items()
+    ]
+    return [title, "", *_table(("metric", "drop", "95 % interval", "at most"), rows), ""]
+
+
+def _quantised(graphs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What int8 covers, for an int8 bundle."""
+    if not graphs:
+        return []
+    rows = [(g["graph"], str(g["layers"]), f"{100 * g['work']:.1f} %", f"{100 * g['error']:.2f} %") for g in graphs]
+    title = "int8 by explicit, symmetric Q/DQ; `error`: of inputs that no range was taken from, in deviations:"
+    return [title, "", *_table(("graph", "layers", "of the multiply-adds", "error"), rows), ""]
+
+
 def _islands(islands: Sequence[Mapping[str, str]]) -> list[str]:
     if not islands:
         return ["No float32 islands.", ""]
-    rows = [(island["graph"], island["module"], island["reason"]) for island in islands]
-    return ["Modules that stay float32:", "", *_table(("graph", "module", "reason"), rows), ""]
+    alike: dict[tuple[str, str], list[str]] = {}
+    for island in islands:
+        alike.setdefault((island["graph"], island["reason"]), []).append(island["module"])
+    rows = [(graph, _named(modules), reason) for (graph, reason), modules in alike.items()]
+    return [
+        "Modules that stay float32 (manifest.json names all):",
+        "",
+        *_table(("graph", "module", "reason"), rows),
+        "",
+    ]
+
+
+def _named(modules: Sequence[str]) -> str:
+    return modules[0] if len(modules) == 1 else f"{modules[0]} and {len(modules) - 1} more"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bolid_sdk.backends import Engine
+from bolid_sdk.caching import Caching, plan_steps
 from bolid_sdk.contracts import Sizes
 from bolid_sdk.sampling import NoiseSource, denoise
 from bolid_sdk.schedule import SamplerTable
@@ -91,11 +92,36 @@ def _pose_features(engines: Mapping[str, Engine], scene: Scene) -> dict[str, Flo
 
 
 def picture(
-    engines: Mapping[str, Engine], scene: Scene, sizes: Sizes, table: SamplerTable, guidance: float
+    engines: Mapping[str, Engine],
+    scene: Scene,
+    sizes: Sizes,
+    table: SamplerTable,
+    guidance: float,
+    caching: Caching = "off",
 ) -> FloatArray:
     """Pixels [1, 3, H, W], about [-1, 1], by the runtime's loop."""
-    states = denoise(engines["denoiser"], table, guidance, condition(engines, scene, sizes), noise_source(scene, sizes))
-    return decode(engines, deque(states, maxlen=1)[0].sample.numpy())
+    return decode(engines, latents(engines, scene, sizes, table, guidance, caching))
+
+
+def latents(
+    engines: Mapping[str, Engine],
+    scene: Scene,
+    sizes: Sizes,
+    table: SamplerTable,
+    guidance: float,
+    caching: Caching = "off",
+) -> FloatArray:
+    """[1, c, h, w] by the runtime's loop."""
+    states = denoise(
+        engines["denoiser"],
+        table,
+        guidance,
+        condition(engines, scene, sizes),
+        noise_source(scene, sizes),
+        shallow=engines.get("denoiser_shallow"),
+        plan=plan_steps(table.steps, guided=True, caching=caching),
+    )
+    return deque(states, maxlen=1)[0].sample.numpy()
 
 
 def noise_source(scene: Scene, sizes: Sizes) -> NoiseSource:

@@ -93,7 +93,7 @@ def _references(count: int) -> Range:
 
 def _batch(graph: str, batch: Range, sizes: Sizes) -> Range:
     """What the graphs in front of the loop count is not pictures (`bolid_sdk.conditioning`, `bolid_sdk.identity`)."""
-    if graph in ("denoiser", "vae_decoder", "vae_encoder"):
+    if graph in ("denoiser", "denoiser_shallow", "vae_decoder", "vae_encoder"):
         return batch
     if graph == "text_encoder":  # different prompts, and the unconditional one
         return Range(min=1, opt=2, max=batch.max + 1)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bolid_export.graphs import Graph
 from bolid_export.norms import expand_group_norms
+from bolid_export.quantised import TRANSLATIONS
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 
 # At 23, scaled_dot_product_attention becomes `Attention`, and two of them sharing one query, which is what decoupled
@@ -48,6 +49,7 @@ def to_onnx(graph: Graph, *, size_step: int, vae_factor: int) -> onnx.ModelProto
             dynamic_shapes=(shapes,),
             input_names=list(graph.spec.input_names),
             output_names=list(graph.spec.output_names),
+            custom_translation_table=TRANSLATIONS,
             verbose=False,
         )
     model = program.model_proto

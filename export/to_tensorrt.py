@@ -1,4 +1,4 @@
-"""ONNX -> TensorRT-RTX engines, ahead of time and without a GPU; each is built in a process of its own."""
+"""ONNX -> engines of TensorRT (on its GPU) or TensorRT-RTX (without one), each built in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bolid_export.engine_target import BACKEND, EngineTarget
+from bolid_export.engine_target import EngineTarget
+from bolid_export.refit import refittable_weights
 from bolid_export.shapes import graph_profile
 from bolid_sdk.built_engine import BuiltEngine, EngineKey, Profile
 from bolid_sdk.bundle import file_sha256
@@ -30,9 +31,9 @@ class EngineBuildError(BolidError):
     exit_code = 1
 
 
-def engine_file(graph: str) -> str:
+def engine_file(graph: str, backend: str) -> str:
     """Where a graph's engine is, relative to the bundle."""
-    return f"{BACKEND}/{graph}.engine"
+    return f"{backend}/{graph}.engine"
 
 
 def build_engines(
@@ -44,24 +45,25 @@ def build_engines(
     progress: Callable[[str], None],
 ) -> dict[str, BuiltEngine]:
     """Builds each graph's engine from `<graph>.onnx` into the same folder. Raises EngineBuildError."""
-    (folder / BACKEND).mkdir()
+    (folder / target.backend).mkdir()
     built = {}
     for name, spec in specs.items():
         progress(f"building the engine of {name}")
         key = _key(folder, spec, sizes, target, precision)
-        build = build_engine(folder / f"{name}.onnx", folder / engine_file(name), key)
-        built[name] = BuiltEngine(file=engine_file(name), key=key, build=build)
+        file = engine_file(name, target.backend)
+        build = build_engine(folder / f"{name}.onnx", folder / file, key, target)
+        built[name] = BuiltEngine(file=file, key=key, build=build)
     return built
 
 
-def build_engine(onnx: Path, engine: Path, key: EngineKey) -> dict[str, Any]:
+def build_engine(onnx: Path, engine: Path, key: EngineKey, target: EngineTarget) -> dict[str, Any]:
     """Writes one engine; `seconds` and `peak_bytes` of its builder. Raises EngineBuildError."""
     request, result, log = (engine.with_suffix(f".{name}") for name in ("request", "result", "log"))
-    request.write_text(json.dumps(_request(onnx, engine, key.shapes, key.compute_capabilities)), encoding="utf-8")
+    request.write_text(json.dumps(_request(onnx, engine, key.shapes, target)), encoding="utf-8")
     try:
         with log.open("wb") as output:
             code = subprocess.run([*WORKER, request, result], stdout=output, stderr=output, check=False).returncode
-        return _answer(onnx.stem, code, result, log)
+        return _answer(onnx.stem, target.backend, code, result, log)
     finally:
         for file in (request, result, log):
             file.unlink(missing_ok=True)
@@ -79,19 +81,30 @@ def _key(folder: Path, spec: GraphSpec, sizes: Sizes, target: EngineTarget, prec
     )
 
 
-def _request(onnx: Path, engine: Path, shapes: Profile, targets: tuple[str, ...]) -> dict[str, Any]:
-    return {"onnx": str(onnx), "engine": str(engine), "shapes": dict(shapes), "compute_capabilities": targets}
+def _request(onnx: Path, engine: Path, shapes: Profile, target: EngineTarget) -> dict[str, Any]:
+    cache = target.timing_cache
+    return {
+        "module": target.module,
+        "onnx": str(onnx),
+        "engine": str(engine),
+        "shapes": dict(shapes),
+        "compute_capabilities": target.compute_capabilities,
+        "options": vars(target.options),
+        "refittable": refittable_weights(onnx) if target.options.refit else [],
+        "timing_cache": None if cache is None else str(cache),
+    }
 
 
-def _answer(graph: str, code: int, result: Path, log: Path) -> dict[str, Any]:
+def _answer(graph: str, backend: str, code: int, result: Path, log: Path) -> dict[str, Any]:
+    library = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}[backend]
     if code != 0 or not result.exists():
         raise EngineBuildError(
-            f"TensorRT-RTX {_ending(code)} while it built {graph}, so nothing was written; its log ends: {_tail(log)}"
+            f"{library} {_ending(code)} while it built {graph}, so nothing was written; its log ends: {_tail(log)}"
         )
     answer: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     if "error" in answer:
         reason = " ".join(answer["error"].split()) or _tail(log)
-        raise EngineBuildError(f"TensorRT-RTX refuses {graph}, so nothing was written: {reason}")
+        raise EngineBuildError(f"{library} refuses {graph}, so nothing was written: {reason}")
     return answer
 
 

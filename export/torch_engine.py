@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from bolid_export.graphs import Graph
+from bolid_sdk.contracts import GraphSpec
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
 
@@ -29,6 +30,10 @@ class TorchEngine:
 
     graph: Graph
     records: list[Record] = field(default_factory=list)
+
+    @property
+    def spec(self) -> GraphSpec:
+        return self.graph.spec
 
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Any]) -> Arrays:

@@ -107,3 +107,30 @@ def test_quality_reads_results_from_before_there_were_judges(tables, tmp_path, m
     found = quality(tables, tmp_path, monkeypatch, pictures=192, **old)
     assert found.startswith("|  | generated | the reference itself | somebody else |\n")
     assert found.endswith("\n192 unseen people, 95 % intervals. PCK@0.1 by pose: lying 0.25.\n")
+
+
+def test_comparison_has_a_row_a_model_between_real_pictures(tables, tmp_path, monkeypatch):
+    metrics = {"fd_judge_clip": row(0.25), "id_similarity": row(0.5), "pose_pck10": row(0.75)}
+    made = {"steps": 4, "guidance": 1.0, "pose_input": True, "seconds_per_image": {"value": 0.0714}}
+    measured = {
+        "rows": [
+            {"model": "bolid", "metrics": metrics, **made},
+            {"model": "pulid", "metrics": metrics, **made, "guidance": 3.0, "pose_input": False},
+        ],
+        "ceilings": metrics,
+        "floors": {"id_similarity": row(0.125)},
+        "setup": {"pictures": 1000, "people": 250, "machine": "A CPU", "commit": "0123456789abcdef"},
+    }
+    (tmp_path / "comparison.json").write_text(json.dumps(measured))
+    monkeypatch.setattr(tables, "COMPARISON", tmp_path / "comparison.json")
+    cells = "**0.250** (0.150–0.350) | **0.500** (0.400–0.600) | **0.750** (0.650–0.850)"
+    assert tables.comparison() == (
+        "|  | Frechet distance, CLIP ↓ | ID similarity ↑ | POSE accuracy, PCK@0.1 ↑ | s/image |\n"
+        "| --- | ---: | ---: | ---: | ---: |\n"
+        f"| BoLID, 4 steps | {cells} | 0.071 |\n"
+        f"| PuLID, 4 steps, guidance 3, no pose | {cells} | 0.071 |\n"
+        f"| *the reference itself* | {cells} |  |\n"
+        "| *somebody else* |  | **0.125** (0.025–0.225) |  |  |\n"
+        "\n"
+        "1000 pictures of 250 unseen people, the same for every row; 95 % intervals. A CPU; commit 012345678.\n"
+    )

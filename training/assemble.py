@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,16 +19,42 @@ from bolid_training.model.checkpoint import (
     load_checkpoint,
 )
 from bolid_training.model.config import AvatarConfig
+from bolid_training.model.lightning import LIGHTNING, LORA_FILE, STEPS
 from bolid_training.model.pose_estimator import load_pose_estimator
+from bolid_training.recipes.methods import RECIPES, Recipe, recipe_config
 
 
-def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = None) -> int:
-    """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes."""
-    config = config or AvatarConfig()
-    model = _models(runs)
+def assemble_checkpoint(
+    runs: Path,
+    out: Path,
+    config: AvatarConfig | None = None,
+    recipe: Recipe | None = None,
+    *,
+    few_steps: bool = False,
+) -> int:
+    """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes.
+
+    With a `runs/lightning/model` (or `runs/refine/model`, which goes on from there), its LoRA and its adapter go in,
+    and the checkpoint samples as they were trained to. With a `recipe`, the adapter is that of `runs/RECIPE/model`, the
+    sizes are the recipe's, and the LoRA goes in only if `few_steps` says so. Raises FileNotFoundError for what has not
+    been trained.
+    """
+    config, model = config or AvatarConfig(), _models(runs)
+    refined, lightning = (runs / name / "model" for name in ("refine", LIGHTNING))
+    lightning = refined if refined.is_dir() else lightning
+    if few_steps := few_steps if recipe else lightning.is_dir():
+        config = replace(config, steps=STEPS, guidance=1.0)
+        model["adapter"] = lightning / "adapter"
+    if recipe is not None:
+        config, model["adapter"] = recipe_config(config, recipe), runs / recipe.name / "model"
+    missing = [folder for folder in (model["adapter"], *([lightning] if few_steps else [])) if not folder.is_dir()]
+    if missing:
+        raise FileNotFoundError(f"{missing[0]} is missing: train it with `bolid-train stage` first")
     unet = UNet2DConditionModel.from_pretrained(model["unet"])
     adapter = Adapter(unet, config)
-    adapter.load(model["adapter"])
+    # a method that was trained without the base's guider may be assembled with it
+    own_guider = model["adapter"] / "pose_guider"
+    adapter.load(model["adapter"], own_guider if own_guider.is_dir() else model["unet"] / "pose_guider")
     clip = clip_parts(CLIPModel.from_pretrained(model["clip"]))
     Checkpoint(
         config=config,
@@ -42,7 +69,15 @@ def assemble_checkpoint(runs: Path, out: Path, config: AvatarConfig | None = Non
         scheduler=build_scheduler(config),
         adapter=adapter,
     ).save(out)
+    if few_steps:
+        _keep_lora(lightning, out / LIGHTNING)
     return _size(out)
+
+
+def _keep_lora(model: Path, out: Path) -> None:
+    out.mkdir(exist_ok=True)
+    shutil.copy(model / LORA_FILE, out / LORA_FILE)
+    cast_weights(out, torch.float16)
 
 
 def unpack_checkpoint(folder: Path, runs: Path) -> None:
@@ -59,8 +94,13 @@ def unpack_checkpoint(folder: Path, runs: Path) -> None:
     checkpoint.pose_estimator.save(model["pose"])
     UNet2DConditionModel.from_pretrained(folder / "unet").save_pretrained(model["unet"])
     checkpoint.text_encoder.save_pretrained(model["unet"] / "text_encoder")
-    checkpoint.adapter.pose_guider.save_pretrained(model["unet"] / "pose_guider")
+    if checkpoint.adapter.pose_guider is not None:
+        checkpoint.adapter.pose_guider.save_pretrained(model["unet"] / "pose_guider")
     checkpoint.adapter.save(model["adapter"])
+    if (lora := folder / LIGHTNING / LORA_FILE).is_file():
+        lightning = runs / LIGHTNING / "model"
+        checkpoint.adapter.save(lightning / "adapter")
+        shutil.copy(lora, lightning / LORA_FILE)
 
 
 def keep_stages(names: Sequence[str], runs: Path, out: Path) -> int:
@@ -70,7 +110,8 @@ def keep_stages(names: Sequence[str], runs: Path, out: Path) -> int:
     """
     for name in names:
         if not (runs / name / "model").is_dir():
-            raise FileNotFoundError(f"{runs / name} has no model yet: run `bolid-train stage {name}` first")
+            stage = f"adapter --recipe {name}" if name in RECIPES else name
+            raise FileNotFoundError(f"{runs / name} has no model yet: run `bolid-train stage {stage}` first")
     for name in names:
         shutil.copytree(runs / name / "model", out / name / "model", dirs_exist_ok=True)
         cast_weights(out / name / "model", torch.float16)

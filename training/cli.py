@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import click
 
 from bolid_training.avatars.cli import data as data_command
+from bolid_training.recipes import methods
 from bolid_training.recipes.avatar import JUDGES, STAGES
+from bolid_training.userdata.cli import fit as fit_command
 
 if TYPE_CHECKING:
     from bolid_training.loop import Task
@@ -19,9 +21,23 @@ DATA = Path("runs/people")
 RECIPES = STAGES | JUDGES
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class FitByDefault(click.Group):
+    """Options without a command are `fit`'s: `bolid-train --model DIR --data DIR`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0].startswith("-") and args[0] not in ctx.help_option_names:
+            args = ["fit", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=FitByDefault, context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
-    """Trains BoLID. For the embedded avatar, from nothing:
+    """Trains BoLID. The adapter on a Stable Diffusion of your own, with your pictures:
+
+    \b
+      bolid-train --model DIR --data DIR     see `bolid-train fit --help`
+
+    For the embedded avatar, from nothing:
 
     \b
       bolid-train data --out runs/people     render people (CC0, synthetic)
@@ -31,6 +47,8 @@ def main() -> None:
       bolid-train stage pose                 12 keypoints
       bolid-train stage unet                 the text-to-image base
       bolid-train stage adapter              BoLID on the frozen base
+      bolid-train stage lightning            both in four steps without guidance
+      bolid-train stage refine               ... taught by finished pictures
       bolid-train assemble                   one diffusers folder of all that
       bolid-export --precision fp16          engines for the SDK
 
@@ -48,6 +66,7 @@ def main() -> None:
 
 
 main.add_command(data_command, "data")
+main.add_command(fit_command, "fit")
 
 
 @main.command()
@@ -60,6 +79,11 @@ main.add_command(data_command, "data")
 @click.option("--limit", type=click.IntRange(2), help="Train on the first so many pictures only.")
 @click.option("--warm", is_flag=True, help="Begin with RUNS/NAME/model, not with random weights: see `unpack`.")
 @click.option("--seed", default=0, show_default=True)
+@click.option(
+    "--recipe", type=click.Choice(list(methods.RECIPES)), help="Of `adapter`: the method. Goes to RUNS/RECIPE."
+)
+@click.option("--pose-guider", type=click.Choice(get_args(methods.PoseGuiderUse)), help="Instead of the recipe's.")
+@click.option("--undistilled", is_flag=True, help="The recipe's lightning branch draws with the base itself.")
 def stage(
     name: str,
     data: Path,
@@ -70,6 +94,9 @@ def stage(
     limit: int | None,
     warm: bool,
     seed: int,
+    recipe: str | None,
+    pose_guider: methods.PoseGuiderUse | None,
+    undistilled: bool,
 ) -> None:
     """Trains one stage, or continues it.
 
@@ -82,13 +109,14 @@ def stage(
     from bolid_training.memory import keep_freed_memory
 
     given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    recipe = replace(RECIPES[name], **{option: value for option, value in given.items() if value is not None})
-    options = LoopOptions(out=runs / name, seed=seed, **vars(recipe))
+    numbers = replace(RECIPES[name], **{option: value for option, value in given.items() if value is not None})
+    method = chosen_method(name, recipe, pose_guider, undistilled)
+    options = LoopOptions(out=runs / (recipe or name), seed=seed, **vars(numbers))
     keep_freed_memory()
     try:
-        task = build_task(name, data, runs, limit)
+        task = build_task(name, data, runs, limit, recipe=method)
         if warm:
-            task.load(runs / name / "model")
+            task.load(options.out / "model")
         train(task, options)
     except OSError as error:
         raise click.UsageError(str(error)) from error
@@ -101,14 +129,19 @@ def stage(
 @click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True)
 @click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True)
 @click.option("--batch-size", type=click.IntRange(2), help="Instead of the recipe's.")
-def profile(name: str, data: Path, runs: Path, batch_size: int | None) -> None:
+@click.option("--recipe", type=click.Choice(list(methods.RECIPES)), help="Of `adapter`: the method, in its last phase.")
+@click.option("--undistilled", is_flag=True, help="The recipe's lightning branch draws with the base itself.")
+def profile(name: str, data: Path, runs: Path, batch_size: int | None, recipe: str | None, undistilled: bool) -> None:
     """Measures a stage's step before a long run: samples a second, and the share of the machine's conv peak."""
+    from bolid_training.loop import Phased
     from bolid_training.memory import keep_freed_memory
     from bolid_training.profile import profile_task
 
     keep_freed_memory()
     try:
-        task = build_task(name, data, runs, limit=2000)
+        task = build_task(name, data, runs, limit=2000, recipe=chosen_method(name, recipe, None, undistilled))
+        if isinstance(task, Phased):
+            task.reach(1.0)
     except FileNotFoundError as error:
         raise click.UsageError(str(error)) from error
     measured = profile_task(task, batch_size or RECIPES[name].batch_size)
@@ -117,12 +150,30 @@ def profile(name: str, data: Path, runs: Path, batch_size: int | None) -> None:
 
 @main.command()
 @click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("training/weights/avatar"), show_default=True)
-def assemble(runs: Path, out: Path) -> None:
-    """Puts the stages' networks together into one diffusers folder, weights in float16."""
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="[default: training/weights/avatar, or RUNS/RECIPE/checkpoint]"
+)
+@click.option("--recipe", type=click.Choice(list(methods.RECIPES)), help="With this method's adapter.")
+@click.option("--guider/--no-guider", default=None, help="Whether skeletons guide through the base's T2I-Adapter.")
+@click.option(
+    "--few-steps", is_flag=True, help="The method in four steps without guidance, with the LoRA of `lightning`."
+)
+def assemble(runs: Path, out: Path | None, recipe: str | None, guider: bool | None, few_steps: bool) -> None:
+    """Puts the stages' networks together into one diffusers folder, weights in float16.
+
+    A method that was trained without the base's pose guider is assembled without it, unless --guider asks for it: the
+    guider is the base's and fits every method, as plain T2I-Adapters do.
+    """
     from bolid_training.assemble import assemble_checkpoint
 
-    size = assemble_checkpoint(runs, out)
+    if recipe is None and (guider is not None or few_steps):
+        raise click.UsageError("--guider, --no-guider and --few-steps are for a recipe: name one with --recipe")
+    method = chosen_method("adapter", recipe, None if guider is None else "frozen" if guider else "off", False)
+    out = out or (runs / recipe / "checkpoint" if recipe else Path("training/weights/avatar"))
+    try:
+        size = assemble_checkpoint(runs, out, recipe=method, few_steps=few_steps)
+    except FileNotFoundError as error:
+        raise click.UsageError(str(error)) from error
     click.echo(json.dumps({"checkpoint": str(out), "megabytes": round(size / 1e6, 1)}))
 
 
@@ -140,11 +191,11 @@ def unpack(checkpoint: Path, runs: Path) -> None:
 
 
 @main.command()
-@click.argument("names", nargs=-1, required=True, type=click.Choice(list(STAGES)))
+@click.argument("names", nargs=-1, required=True, type=click.Choice([*STAGES, *methods.RECIPES]))
 @click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("training/weights/stages"), show_default=True)
 def keep(names: tuple[str, ...], runs: Path, out: Path) -> None:
-    """Keeps finished stages' networks, weights in float16, for another machine to go on with.
+    """Keeps finished stages' and methods' networks, weights in float16, for another machine to go on with.
 
     \b
       bolid-train keep clip vae pose
@@ -173,10 +224,31 @@ def keep_judges(runs: Path, out: Path) -> None:
     click.echo(json.dumps({name: {"megabytes": round(size / 1e6, 1)} for name, size in sizes.items()}))
 
 
+def chosen_method(
+    name: str, recipe: str | None, pose_guider: methods.PoseGuiderUse | None, undistilled: bool
+) -> methods.Recipe | None:
+    """The recipe of that name with what was said otherwise on the command line. Raises click.UsageError."""
+    if recipe is None:
+        if pose_guider or undistilled:
+            raise click.UsageError("--pose-guider and --undistilled change a recipe: name one with --recipe")
+        return None
+    if name != "adapter":
+        raise click.UsageError(f"--recipe {recipe} is a method of the stage `adapter`, not of `{name}`")
+    chosen = methods.RECIPES[recipe]
+    if undistilled:
+        chosen = replace(chosen, branch=replace(chosen.branch, distilled=False))
+    return replace(chosen, pose_guider=pose_guider) if pose_guider else chosen
+
+
 def build_task(
-    name: str, data: Path, runs: Path, limit: int | None = None, config: "AvatarConfig | None" = None
+    name: str,
+    data: Path,
+    runs: Path,
+    limit: int | None = None,
+    config: "AvatarConfig | None" = None,
+    recipe: methods.Recipe | None = None,
 ) -> "Task":
-    """The stage's task on the data set's train and validation splits.
+    """The stage's task on the data set's train and validation splits; the adapter's by a `recipe` if there is one.
 
     Libraries are imported here, not above: `bolid-train --help` should not wait for PyTorch.
     """
@@ -212,6 +284,18 @@ def build_task(
         from bolid_training.stages.unet import UnetTask
 
         return UnetTask(config, people, validation, runs)
+    if name == "lightning":
+        from bolid_training.stages.lightning import LightningTask
+
+        return LightningTask(config, people, validation, runs)
+    if name == "refine":
+        from bolid_training.stages.refine import RefineTask
+
+        return RefineTask(config, people, validation, runs)
+    if recipe is not None:
+        from bolid_training.stages.method import MethodTask
+
+        return MethodTask(config, people, validation, runs, recipe)
     from bolid_training.stages.adapter import AdapterTask
 
     return AdapterTask(config, people, validation, runs)

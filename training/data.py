@@ -84,6 +84,23 @@ def cached(file: Path, compute: Callable[[slice], NDArray], count: int, chunk: i
     return np.load(file, mmap_mode="r")
 
 
+def cached_chunks(folder: Path, compute: Callable[[int], NDArray], count: int) -> list[NDArray]:
+    """Read-only memory maps of `compute(0 .. count - 1)`, computed on first use, shared out among the processes, kept.
+
+    An interrupted computation goes on with the chunks that are missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files, state = [folder / f"{number:05d}.npy" for number in range(count)], process_state()
+    missing = [number for number, file in enumerate(files) if not file.exists()]
+    ours = missing[state.process_index :: state.num_processes]
+    for number in tqdm(ours, desc=folder.name, dynamic_ncols=True, disable=not ours):
+        partial = files[number].with_suffix(".partial.npy")
+        np.save(partial, compute(number))
+        partial.rename(files[number])
+    state.wait_for_everyone()
+    return [np.load(file, mmap_mode="r") for file in files]
+
+
 def process_state() -> PartialState:
     """Which of how many processes this is. Without a GPU it has to be asked for a CPU, else each stands alone."""
     return PartialState(cpu=not torch.cuda.is_available())

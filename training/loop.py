@@ -10,7 +10,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,12 +27,17 @@ from bolid_training.precision import fastest_precision
 class LoopOptions:
     """`batch_size` is a process'; `steps` are optimizer steps; `learning_rate` is the peak after `warmup` steps, from
     where it falls along a cosine to a twentieth. `compile` runs the module through torch.compile: minutes at the start,
-    a fifth more samples a second afterwards (UNet, two CPU cores)."""
+    a fifth more samples a second afterwards (UNet, two CPU cores).
+
+    A step takes `accumulate` batches in each process one after the other: memory of one, gradient of all. Which batches
+    they are depends on how many there are in all, not on how they are shared out: one process that accumulates two
+    trains as two processes do, and may continue their run."""
 
     out: Path
     steps: int
     batch_size: int
     learning_rate: float
+    accumulate: int = 1
     warmup: int = 100
     weight_decay: float = 0.01
     ema_decay: float = 0.999
@@ -65,6 +70,14 @@ class Task(Protocol):
         """Begins with the network that `save` wrote instead of a random one."""
 
 
+@runtime_checkable
+class Phased(Protocol):
+    """A task whose losses change while it is trained."""
+
+    def reach(self, share: float) -> None:
+        """Called before every step with the share of the steps that are done."""
+
+
 class NotFiniteError(RuntimeError):
     """The loss became NaN or infinite; the last checkpoint is intact."""
 
@@ -77,6 +90,7 @@ def train(task: Task, options: LoopOptions) -> None:
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=options.mixed_precision,
+        gradient_accumulation_steps=options.accumulate,
         log_with="tensorboard",
         project_config=ProjectConfiguration(
             project_dir=str(options.out), automatic_checkpoint_naming=True, total_limit=2
@@ -95,6 +109,7 @@ def train(task: Task, options: LoopOptions) -> None:
     if options.compile:
         task.module.compile()
     module, optimizer = accelerator.prepare(task.module, optimizer)
+    ema.to(accelerator.device)
     accelerator.register_for_checkpointing(schedule, ema, progress)
     _resume(accelerator, options.out, progress)
 
@@ -108,9 +123,9 @@ def train(task: Task, options: LoopOptions) -> None:
         disable=not accelerator.is_main_process,
     )
     while progress.step < options.steps:
-        rng = np.random.default_rng([options.seed, progress.step, accelerator.process_index])
-        losses = task.losses(module, task.batch(rng, options.batch_size))
-        values = _step(accelerator, losses, parameters, optimizer, options)
+        if isinstance(task, Phased):
+            task.reach(progress.step / options.steps)
+        values = _step(accelerator, task, module, parameters, optimizer, progress.step, options)
         schedule.step()
         ema.step(parameters)
         progress.step += 1
@@ -189,18 +204,39 @@ def _time_to_save(saved: float, options: LoopOptions) -> bool:
 
 def _step(
     accelerator: Accelerator,
-    losses: dict[str, Tensor],
+    task: Task,
+    module: nn.Module,
     parameters: list[nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    step: int,
     options: LoopOptions,
 ) -> dict[str, float]:
-    values = {name: float(value.detach()) for name, value in losses.items()}
+    """One optimizer step; the losses, meant over all batches of all processes, and the gradient's norm."""
+    sums: dict[str, float] = {}
+    for micro in range(options.accumulate):
+        number = micro * accelerator.num_processes + accelerator.process_index
+        batch = task.batch(np.random.default_rng([options.seed, step, number]), options.batch_size)
+        with accelerator.accumulate(module):
+            losses = task.losses(module, batch)
+            for name, value in _finite(_mean_values(accelerator, losses)).items():
+                sums[name] = sums.get(name, 0.0) + value / options.accumulate
+            accelerator.backward(next(iter(losses.values())))
+            if accelerator.sync_gradients:
+                sums["grad_norm"] = float(accelerator.clip_grad_norm_(parameters, options.max_grad_norm))
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+    return sums
+
+
+def _mean_values(accelerator: Accelerator, losses: dict[str, Tensor]) -> dict[str, float]:
+    """Over the processes: they have to find a loss that is not finite together, or one would wait for ever."""
+    stacked = torch.stack([value.detach().float() for value in losses.values()])
+    return dict(zip(losses, accelerator.reduce(stacked, "mean").tolist(), strict=True))
+
+
+def _finite(values: dict[str, float]) -> dict[str, float]:
     if not all(math.isfinite(value) for value in values.values()):
         raise NotFiniteError(f"loss is not finite: {values}; continue from the last checkpoint with a lower rate")
-    accelerator.backward(next(iter(losses.values())))
-    values["grad_norm"] = float(accelerator.clip_grad_norm_(parameters, options.max_grad_norm))
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return values
 
 

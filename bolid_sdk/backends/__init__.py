@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
@@ -12,10 +12,13 @@ from typing import Any, Protocol, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BackendError
 
 Array: TypeAlias = NDArray[Any]
+
+NO_ENGINES: Mapping[str, EngineFile] = {}
 
 
 class Tensor(Protocol):
@@ -41,6 +44,10 @@ class Loop(Protocol):
 class Engine(Protocol):
     """A loaded graph. Safe to share between threads."""
 
+    @property
+    def spec(self) -> GraphSpec:
+        """Its name, inputs and outputs."""
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the graph once, host to host."""
 
@@ -59,8 +66,20 @@ class Backend(Protocol):
     def notices(self) -> tuple[str, ...]:
         """What a person should know about the choice of device."""
 
-    def load(self, path: Path, spec: GraphSpec) -> Engine:
-        """Raises BundleError when the file is damaged or has another signature, BackendError when it cannot run."""
+    def load(self, path: Path, spec: GraphSpec, engines: Mapping[str, EngineFile] = NO_ENGINES) -> Engine:
+        """The graph of the ONNX file `path`, or what was built from it: `engines` by the backend that they are for.
+
+        Raises BundleError when the file is damaged, has another signature or was built for something else,
+        BackendError when it cannot run.
+        """
+
+
+class EngineBackend(Protocol):
+    """What an ahead-of-time backend is on top of a Backend: its engines are for one version of a library, on certain
+    devices."""
+
+    def check_engine(self, file: EngineFile) -> None:
+        """Raises BundleError, with what was found, what is here and what to do, when the engine is for others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +90,19 @@ class BackendEntry:
     module: str
     needs: str
     install: str
+    also_needs: tuple[str, ...] = ()
+    factory: str = "open_backend"
+    """A function of `module`: (device, threads) -> Backend."""
+    ahead_of_time: bool = False
+    """Runs only engines that a bundle brings along, no ONNX graphs."""
 
     @property
     def installed(self) -> bool:
-        return importlib.util.find_spec(self.needs) is not None
+        return all(_is_installed(module) for module in (self.needs, *self.also_needs))
 
     def open(self, device: str, threads: int | None) -> Backend:
-        factory = cast(Callable[[str, int | None], Backend], importlib.import_module(self.module).open_backend)
-        return factory(device, threads)
+        factory = getattr(importlib.import_module(self.module), self.factory)
+        return cast(Callable[[str, int | None], Backend], factory)(device, threads)
 
 
 BACKENDS: tuple[BackendEntry, ...] = (
@@ -94,28 +118,95 @@ BACKENDS: tuple[BackendEntry, ...] = (
         needs="openvino",
         install="pip install 'bolid-sdk[openvino]'",
     ),
+    BackendEntry(
+        name="tensorrt",
+        module="bolid_sdk.backends.trt",
+        needs="tensorrt",
+        also_needs=("cuda.bindings",),
+        install="pip install 'bolid-sdk[tensorrt]'",
+        factory="open_tensorrt",
+        ahead_of_time=True,
+    ),
+    BackendEntry(
+        name="tensorrt-rtx",
+        module="bolid_sdk.backends.trt",
+        needs="tensorrt_rtx",
+        also_needs=("cuda.bindings",),
+        install="pip install 'bolid-sdk[tensorrt-rtx]'",
+        factory="open_tensorrt_rtx",
+        ahead_of_time=True,
+    ),
 )
-"""In the order in which `auto` tries them."""
+"""In the order in which `auto` tries them, after those for which a bundle brings engines along."""
 
 
-def open_backend(name: str | None = None, device: str = "auto", threads: int | None = None) -> Backend:
+def open_backend(
+    name: str | None = None, device: str = "auto", threads: int | None = None, *, built: Collection[str] = ()
+) -> Backend:
     """Opens the backend `name`, or with None the first that is installed and works on `device`.
 
-    `device` is "auto", "cpu", "cuda" or "cuda:N". Raises BackendError that names what there is and how to install it.
+    `device` is "auto", "cpu", "cuda" or "cuda:N". `built` are backends for which a bundle has engines: without a name
+    these are tried first, and it is a notice when they do not work. Raises BackendError that names what there is and
+    how to install it.
     """
     if threads is not None and threads < 1:
         raise BackendError(f"threads={threads} is unusable; expected at least 1, or None for one a core")
     if name is not None:
         return _entry(name).open(device, threads)
-    failures = []
-    for entry in BACKENDS:
+    failures: dict[str, str] = {}
+    for entry in _candidates(device, built):
         try:
-            if entry.installed:
-                return entry.open(device, threads)
+            return _with_notices(_opened(entry, device, threads), [failures[b] for b in built if b in failures])
         except BackendError as error:
-            failures.append(f"{entry.name}: {error}")
-    reasons = f" ({'; '.join(failures)})" if failures else ""
+            failures[entry.name] = f"{entry.name}: {error}"
+    reasons = f" ({'; '.join(failures.values())})" if failures else ""
     raise BackendError(f"no backend works on device {device!r}{reasons}; {_what_there_is()}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Noticed:
+    """A backend, with something to say about why it is this one."""
+
+    backend: Backend
+    reasons: tuple[str, ...]
+
+    @property
+    def description(self) -> str:
+        return self.backend.description
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        return (*self.reasons, *self.backend.notices)
+
+    def load(self, path: Path, spec: GraphSpec, engines: Mapping[str, EngineFile] = NO_ENGINES) -> Engine:
+        return self.backend.load(path, spec, engines)
+
+
+def _with_notices(backend: Backend, failures: list[str]) -> Backend:
+    if not failures:
+        return backend
+    reasons = tuple(f"the bundle's engines are not used, {failure}" for failure in failures)
+    return _Noticed(backend=backend, reasons=reasons)
+
+
+def _candidates(device: str, built: Collection[str]) -> list[BackendEntry]:
+    """Those that have engines, unless the CPU was asked for; then those that read ONNX graphs and are installed."""
+    first = [entry for entry in BACKENDS if entry.name in built and device != "cpu"]
+    return first + [entry for entry in BACKENDS if not entry.ahead_of_time and entry.installed]
+
+
+def _opened(entry: BackendEntry, device: str, threads: int | None) -> Backend:
+    if not entry.installed:
+        raise BackendError(f"not installed: {entry.install}")
+    return entry.open(device, threads)
+
+
+def _is_installed(module: str) -> bool:
+    """Like find_spec, which raises when a parent is missing."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _entry(name: str) -> BackendEntry:

@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bolid_sdk.backends import Array, Backend, Engine, Loop, Tensor
+from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor
+from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BackendError, BundleError
 
@@ -76,15 +77,15 @@ class OrtEngine:
     """An inference session. ONNX Runtime's sessions may run in several threads at once."""
 
     def __init__(self, session: Any, spec: GraphSpec, device: str, index: int) -> None:
-        self._session, self._spec = session, spec
+        self._session, self.spec = session, spec
         self._device, self._index = device, index
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        names = self._spec.output_names
+        names = self.spec.output_names
         return dict(zip(names, self._session.run(list(names), dict(inputs)), strict=True))
 
     def bind(self, constants: Mapping[str, Array]) -> Loop:
-        return OrtLoop(self._session, self._spec.output_names, constants, self._device, self._index)
+        return OrtLoop(self._session, self.spec.output_names, constants, self._device, self._index)
 
 
 class OrtBackend:
@@ -99,7 +100,7 @@ class OrtBackend:
         place = "cpu" if self.device == "cpu" else f"{self.device}:{self.index}"
         return f"onnxruntime {ort.__version__} on {place}"
 
-    def load(self, path: Path, spec: GraphSpec) -> Engine:
+    def load(self, path: Path, spec: GraphSpec, engines: Mapping[str, EngineFile] = NO_ENGINES) -> Engine:
         session = self._session(path)
         _check_signature(session, spec, path)
         self._check_provider(session)

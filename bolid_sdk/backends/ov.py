@@ -1,35 +1,59 @@
-"""OpenVINO, on the CPU: each graph compiled for the shapes it meets, in bfloat16 where that is safe and supported."""
+"""OpenVINO, on the CPU: each graph compiled for the shapes it meets, in bfloat16 where that is safe and supported.
+
+Memory: OpenVINO keeps the constants that it compiled from, in float32, beside the weights that its kernels use. Of a
+graph with 120 MB of float16 weights a compiled model holds 420 MB, and 680 while it is written to the cache. One that
+is read from a mapped file holds 180: its constants are pages of the file, handed back once they are packed. So a
+large graph is compiled in a process of its own, and always read back from the cache.
+"""
 
 from __future__ import annotations
 
+import json
+import mmap
 import os
-import tempfile
+import subprocess
+import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from bolid_sdk.backends import Array, Backend, Engine, Loop, Tensor
+from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor
+from bolid_sdk.backends.blobs import Blobs, open_blobs
+from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.contracts import GraphSpec
-from bolid_sdk.errors import BackendError, BundleError, InputError
+from bolid_sdk.errors import BackendError, BundleError, InputError, OutputError
 
 Shapes: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 
 RECYCLED_OUTPUT = "next_sample"
 """Nobody reads a sample once the next but one exists, so its memory serves again."""
 
-PIXEL_GRAPHS = frozenset({"denoiser", "pose_guider", "vae_decoder"})
+PIXEL_GRAPHS = frozenset({"denoiser", "denoiser_shallow", "pose_guider", "vae_decoder"})
 """What only pixels come from may run in bfloat16. Keypoints are measured, identities are stored and shared with other
 backends, text runs once a prompt: these stay float32."""
 
 MAX_COMPILED = 8
 """Compiled sizes kept for each graph."""
+
+LARGE = 1 << 29
+"""Bytes of a graph on disk from which on its memory is worth the trouble."""
+
+ONCE_A_PERSON = frozenset({"image_encoder"})
+"""Large ones of these do not stay in memory, where they can be read from the cache again."""
+
+PRECISIONS = ("bf16", "f32")
+
+TRIM_SECONDS = 0.05
+
+WORKER = (sys.executable, "-P", "-m", "bolid_sdk.backends.ov")
 
 
 class OvTensor:
@@ -85,27 +109,34 @@ class OvLoop:
 class OvEngine:
     """A graph and the sizes it has been compiled for. Safe to share between threads."""
 
-    def __init__(self, core: Any, model: Any, spec: GraphSpec, options: Mapping[str, Any]) -> None:
-        self._core, self._model, self._spec, self._options = core, model, spec, options
+    def __init__(self, compiler: OvCompiler, spec: GraphSpec) -> None:
+        self._compiler, self.spec = compiler, spec
         self._compiled: OrderedDict[Shapes, Future[Any]] = OrderedDict()
         self._lock = Lock()
 
     @property
     def name(self) -> str:
-        return self._spec.name
+        return self.spec.name
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        return {name: value.numpy() for name, value in self.bind({}).run(inputs).items()}
+        outputs = {name: value.numpy() for name, value in self.bind({}).run(inputs).items()}
+        if self._compiler.gives_up:
+            self._forget()
+        return outputs
 
     def bind(self, constants: Mapping[str, Array]) -> Loop:
         return OvLoop(self, constants)
 
+    def _forget(self) -> None:
+        with self._lock:
+            self._compiled.clear()
+
     def compiled(self, inputs: Mapping[str, Tensor]) -> Any:
         """The model for these shapes; two callers that ask at once share one compilation. Raises InputError."""
-        if set(inputs) != set(self._spec.input_names):
-            expected = list(self._spec.input_names)
+        if set(inputs) != set(self.spec.input_names):
+            expected = list(self.spec.input_names)
             raise InputError(f"{self.name} was given the inputs {sorted(inputs)}; expected {expected}")
-        shapes = tuple((name, inputs[name].shape) for name in self._spec.input_names)
+        shapes = tuple((name, inputs[name].shape) for name in self.spec.input_names)
         future, ours = self._claim(shapes)
         if ours:
             self._fulfil(future, shapes)
@@ -123,9 +154,7 @@ class OvEngine:
 
     def _fulfil(self, future: Future[Any], shapes: Shapes) -> None:
         try:
-            model = self._model.clone()
-            model.reshape({name: list(shape) for name, shape in shapes})
-            future.set_result(self._core.compile_model(model, "CPU", dict(self._options)))
+            future.set_result(self._compiler.compile(shapes))
         # Whatever it is, those who wait for this compilation have to hear of it, and the next caller may try again.
         except BaseException as error:
             with self._lock:
@@ -134,44 +163,88 @@ class OvEngine:
             raise
 
 
-class OvBackend:
-    """The CPU plugin. Compiled graphs are cached on disk, keyed by OpenVINO: content, shapes, options and version."""
+class OvCompiler:
+    """One graph's file, compiled for given shapes, through the cache where there is one."""
 
-    def __init__(self, threads: int | None) -> None:
+    def __init__(self, core: Any, path: Path, spec: GraphSpec, options: Mapping[str, Any], blobs: Blobs | None) -> None:
+        self._core, self._path, self._options, self._blobs = core, path, dict(options), blobs
+        files = [file for file in (path, path.with_name(f"{path.name}.data")) if file.exists()]
+        self._large = sum(file.stat().st_size for file in files) >= LARGE
+        self._digest = blobs.digest(files) if blobs else ""
+        self.gives_up = self._large and blobs is not None and spec.name in ONCE_A_PERSON
+        if blobs is None or not blobs.knows(self._digest):
+            _check_signature(core.read_model(path), spec, path)
+
+    def compile(self, shapes: Shapes) -> Any:
+        """An OpenVINO compiled model."""
+        if self._blobs is None:
+            return compile_static(self._core, self._path, shapes, self._options)
+        processor = self._core.get_property("CPU", "FULL_DEVICE_NAME")
+        blob = self._blobs.path(self._digest, shapes, sorted(self._options.items()), ov.__version__, processor)
+        found = self._read(blob)
+        if found is not None:
+            return found
+        compiled = self._write(blob, shapes) or self._read(blob)
+        return compiled or compile_static(self._core, self._path, shapes, self._options)
+
+    def _read(self, blob: Path) -> Any:
+        mapped = self._blobs.open(blob) if self._blobs else None
+        if mapped is None:
+            return None
+        tensor = ov.Tensor(np.frombuffer(mapped, np.uint8), shared_memory=True)
+        try:
+            with _handed_back(mapped):
+                compiled = self._core.import_model(tensor, "CPU", self._options)
+        except RuntimeError:  # from another build, or damaged: compiled again
+            return None
+        compiled.file = tensor  # its constants stay where they are
+        return compiled
+
+    def _write(self, blob: Path, shapes: Shapes) -> Any:
+        """Compiles into the cache. Returns what it compiled where that was here, None where another process did."""
+        assert self._blobs is not None
+        if self._large:
+            _compile_elsewhere(self._path, blob, shapes, self._options, self._blobs)
+            return None
+        compiled = compile_static(self._core, self._path, shapes, self._options)
+        _store(compiled, blob, self._blobs)
+        return compiled
+
+
+class OvBackend:
+    """The CPU plugin."""
+
+    def __init__(self, threads: int | None, precision: str | None = None) -> None:
         self._core, self._threads = ov.Core(), threads
-        self._bfloat16 = "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self._cache, self.notices = _cache_folder()
+        self._bfloat16 = _use_bfloat16(self._core, precision)
+        self._blobs, self.notices = open_blobs(ov.__version__)
 
     @property
     def description(self) -> str:
         precision = "bfloat16" if self._bfloat16 else "float32"
         return f"openvino {ov.__version__.partition('-')[0]} on cpu, {precision}"
 
-    def load(self, path: Path, spec: GraphSpec) -> Engine:
+    def load(self, path: Path, spec: GraphSpec, engines: Mapping[str, EngineFile] = NO_ENGINES) -> Engine:
         try:
-            model = self._core.read_model(path)
-        except RuntimeError as error:
+            return OvEngine(OvCompiler(self._core, path, spec, self._options(spec.name), self._blobs), spec)
+        except (RuntimeError, OSError) as error:
             raise BundleError(
                 f"{path} cannot be loaded by {self.description}: {_reason(error)}; check the bundle with bolid-doctor"
             ) from error
-        _check_signature(model, spec, path)
-        return OvEngine(self._core, model, spec, self._options(spec.name))
 
     def _options(self, graph: str) -> dict[str, Any]:
         precision = "bf16" if self._bfloat16 and graph in PIXEL_GRAPHS else "f32"
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         if self._threads is not None:
             options["INFERENCE_NUM_THREADS"] = self._threads
-        if self._cache is not None:
-            options["CACHE_DIR"] = str(self._cache)
         return options
 
 
 def open_backend(device: str, threads: int | None) -> Backend:
-    """Interprets `device`: "auto" or "cpu". Raises BackendError."""
+    """Interprets `device`: "auto" or "cpu". BOLID_PRECISION is bf16 or f32. Raises BackendError."""
     if device not in ("auto", "cpu"):
         raise BackendError(f"openvino runs on the CPU here, not on {device!r}; ask for device='cpu', or onnxruntime")
-    return OvBackend(threads)
+    return OvBackend(threads, os.environ.get("BOLID_PRECISION") or None)
 
 
 def _share(array: Any) -> OvTensor:
@@ -180,16 +253,61 @@ def _share(array: Any) -> OvTensor:
     return OvTensor(ov.Tensor(owner, shared_memory=True), owner)
 
 
-def _cache_folder() -> tuple[Path | None, tuple[str, ...]]:
-    """BOLID_CACHE_DIR, or the user's cache folder; None and a notice where it cannot be written."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "bolid-sdk"
-    folder = Path(os.environ.get("BOLID_CACHE_DIR") or user).expanduser() / "openvino" / ov.__version__
+def _use_bfloat16(core: Any, precision: str | None) -> bool:
+    """Where the processor has it, unless somebody wants it otherwise. Raises BackendError."""
+    able = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision not in (None, *PRECISIONS):
+        raise BackendError(f"BOLID_PRECISION={precision!r} is unknown; expected {' or '.join(PRECISIONS)}")
+    if precision == "bf16" and not able:
+        raise BackendError(
+            "BOLID_PRECISION=bf16, but this processor has no bfloat16 arithmetic; use f32, or leave it out"
+        )
+    return able and precision != "f32"
+
+
+def compile_static(core: Any, path: Path, shapes: Shapes, options: Mapping[str, Any]) -> Any:
+    """The graph of an ONNX file, compiled for these shapes alone."""
+    model = core.read_model(path)
+    model.reshape({name: list(shape) for name, shape in shapes})
+    return core.compile_model(model, "CPU", dict(options))
+
+
+def _store(compiled: Any, blob: Path, blobs: Blobs) -> None:
+    # a full disk costs time at the next start, not this picture
+    with suppress(OutputError):
+        blobs.write(blob, compiled.export_model().getbuffer())
+
+
+def _compile_elsewhere(path: Path, blob: Path, shapes: Shapes, options: Mapping[str, Any], blobs: Blobs) -> None:
+    """In a process of its own, whose memory goes with it. Raises BackendError."""
+    request = {"path": str(path), "blob": str(blob), "shapes": shapes, "options": options, "limit": blobs.limit}
+    worker = subprocess.run(
+        WORKER, input=json.dumps(request), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+    )
+    if worker.returncode:
+        raise BackendError(f"openvino cannot compile {path.name}: {worker.stdout.strip()[-300:] or worker.returncode}")
+
+
+@contextmanager
+def _handed_back(mapped: mmap.mmap) -> Iterator[None]:
+    """Inside, pages of the file that have been read leave the process again; what is still needed is read again."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        yield
+        return
+    done = Event()
+
+    def hand_back() -> None:
+        while not done.wait(TRIM_SECONDS):
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    thread = Thread(target=hand_back, name="bolid-pages", daemon=True)
+    thread.start()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder, ()
-    except (OSError, RuntimeError) as error:
-        return None, (f"compiled graphs are not cached: {error}; set BOLID_CACHE_DIR to a writable folder",)
+        yield
+    finally:
+        done.set()
+        thread.join()
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _reason(error: Exception) -> str:
@@ -206,3 +324,15 @@ def _check_signature(model: Any, spec: GraphSpec, path: Path) -> None:
             raise BundleError(
                 f"{path.name} has the {kind} {names}; the manifest promises {list(expected)}: export the bundle again"
             )
+
+
+def main(request: Mapping[str, Any]) -> None:
+    """What `_compile_elsewhere` asks for."""
+    shapes = tuple((name, tuple(shape)) for name, shape in request["shapes"])
+    blob = Path(request["blob"])
+    compiled = compile_static(ov.Core(), Path(request["path"]), shapes, request["options"])
+    _store(compiled, blob, Blobs(folder=blob.parent, limit=request["limit"]))
+
+
+if __name__ == "__main__":
+    main(json.load(sys.stdin))

@@ -35,6 +35,7 @@ from bolid_export.sources.model import Base, Model
 from bolid_export.sources.single_file import load_single_file
 from bolid_export.sources.vaes import load_vae
 from bolid_sdk.errors import InputError
+from bolid_training.model.lightning import LIGHTNING
 from bolid_training.model.pose_estimator import PoseEstimator, load_pose_estimator
 
 T = TypeVar("T")
@@ -179,6 +180,8 @@ def _decisions(model: Path, checkpoint: Model, roles: Mapping[Role, AdapterFile]
     }
     for role, file in roles.items():
         decisions[role.replace("_", " ")] = f"{file.name}, {file.path.name}"
+    if (model / LIGHTNING).is_dir():
+        decisions["few-step LoRA"] = f"fused; {checkpoint.config.steps} steps"
     for lora in choices.loras:
         decisions[f"LoRA {lora.path.name}"] = f"fused with weight {lora.weight:g}"
     return decisions

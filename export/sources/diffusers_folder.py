@@ -14,6 +14,7 @@ from bolid_export.sources.families import exportable_family
 from bolid_export.sources.files import PICKLES, read_shapes
 from bolid_export.sources.model import Base, Defaults
 from bolid_sdk.errors import InputError
+from bolid_training.model.lightning import LIGHTNING, LORA_FILE, fuse_lora
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 NETWORKS = ("unet", "vae", "text_encoder")
@@ -21,6 +22,7 @@ BOLID_CONFIG = "avatar.json"
 
 # What is read of a folder: published ones also hold safety checkers and the weights in other formats.
 PARTS_READ = (
+    LIGHTNING,
     *PARTS,
     "image_encoder",
     "feature_extractor",
@@ -59,11 +61,17 @@ def require_safetensors(folder: Path) -> None:
 
 
 def load_folder(folder: Path) -> Base:
-    """The folder's own base in float32. Raises InputError for another family; whatever its libraries raise."""
+    """The folder's own base in float32, with the few-step LoRA of a BoLID checkpoint fused.
+
+    Raises InputError for another family; whatever its libraries raise.
+    """
     family = exportable_family(_denoiser_shapes(folder / "unet"), folder)
+    unet = from_pretrained(UNet2DConditionModel, folder / "unet")
+    if (lora := folder / LIGHTNING / LORA_FILE).is_file():
+        fuse_lora(unet, lora)
     return Base(
         family=family,
-        unet=from_pretrained(UNet2DConditionModel, folder / "unet"),
+        unet=unet,
         vae=load_autoencoder(folder / "vae"),
         text_encoder=from_pretrained(CLIPTextModel, folder / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
@@ -124,4 +132,4 @@ def _variant(folder: Path) -> str | None:
 def _defaults(folder: Path) -> Defaults:
     file = folder / BOLID_CONFIG
     values = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return Defaults(**{name: values[name] for name in ("guidance", "pose_threshold") if name in values})
+    return Defaults(**{name: values[name] for name in ("steps", "guidance", "pose_threshold") if name in values})

@@ -17,8 +17,10 @@ Features = Literal["patches", "pooled", "embedding"]
 
 @dataclass(frozen=True, kw_only=True)
 class Defaults:
-    """What a bundle does when nothing is said: classifier-free guidance, and the mean confidence of a person's pose."""
+    """What a bundle does when nothing is said: sampling steps, classifier-free guidance, and the mean confidence of a
+    person's pose."""
 
+    steps: int = 25
     guidance: float = 7.5
     pose_threshold: float = 0.3
 

@@ -1,5 +1,6 @@
 """The sizes of a model's tensors, read from its networks' configurations."""
 
+from bolid_export.shallow import deep_channels
 from bolid_export.sources.model import Model
 from bolid_sdk.contracts import Sizes
 
@@ -30,6 +31,7 @@ def model_sizes(checkpoint: Model) -> Sizes:
         min_side=max(step, native // 2 // step * step),
         max_side=2 * native,
         size_step=step,
+        deep_channels=deep_channels(checkpoint.unet),
         parts=adapter.parts,
     )
 

@@ -80,7 +80,7 @@ def keep_only(monkeypatch, name):
 
 
 def test_stages_are_announced(sizes):
-    assert stage_count(sizes) == 2 * 9 + 3
+    assert stage_count(sizes) == 2 * 10 + 3
 
 
 def test_the_tokenizer_of_the_bundle_gives_the_checkpoints_ids(fp16_bundle, checkpoint):

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from bolid_export import pipeline, to_tensorrt
 from bolid_export.calibrate import Calibration
 from bolid_export.cli import default_output, main
-from bolid_export.engine_target import EngineTarget, require_library
+from bolid_export.engine_target import EngineTarget, runtime_name
 from bolid_export.graphs import bind_graphs
 from bolid_export.package import save_graph
 from bolid_export.pipeline import Target, export_bundle, stage_count
@@ -41,7 +41,16 @@ KEY = EngineKey(
 
 def target_for(sizes):
     shapes = resolve_shapes(Range.parse("1:1:2", "--batch"), None, sizes)
-    return EngineTarget(runtime=require_library(), compute_capabilities=("8.9",), shapes=shapes)
+    return target(shapes)
+
+
+def target(shapes=None, compute_capabilities=("8.9",)):
+    return EngineTarget(
+        backend="tensorrt-rtx",
+        runtime=runtime_name("tensorrt-rtx"),
+        compute_capabilities=compute_capabilities,
+        shapes=shapes,
+    )
 
 
 def run(*arguments):
@@ -98,7 +107,7 @@ def test_a_whole_export_with_engines(model_folder, tmp_path):
         assert file_sha256(folder / graph.file) == engine.key.graph_sha256[0]
         assert bundle.manifest.files[engine.file].bytes == (folder / engine.file).stat().st_size
     text = (folder / "report.md").read_text()
-    assert f"## {require_library()}" in text
+    assert f"## {runtime_name('tensorrt-rtx')}" in text
     assert "compute capability 8.9, for batches of 1:1:4, pictures 64 pixels high and 64 wide" in text
 
 
@@ -144,33 +153,33 @@ def test_a_damaged_graph_is_one_clear_error(tmp_path):
     file = tmp_path / "tiny.onnx"
     file.write_bytes(b"garbage" * 100)
     with pytest.raises(EngineBuildError, match=r"refuses tiny, so nothing was written: .*parse the ONNX model"):
-        build_engine(file, tmp_path / "tiny.engine", KEY)
+        build_engine(file, tmp_path / "tiny.engine", KEY, target())
     assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_refused_operator_is_named_with_its_node(tmp_path):
     with pytest.raises(EngineBuildError, match=r"node layer/one \(Unknown\)"):
-        build_engine(tiny_graph(tmp_path, "Unknown"), tmp_path / "tiny.engine", KEY)
+        build_engine(tiny_graph(tmp_path, "Unknown"), tmp_path / "tiny.engine", KEY, target())
 
 
 def test_what_the_builder_says_only_in_its_log_is_quoted(tmp_path):
     wrong = replace(KEY, shapes={"x": ((1, 4), (1, 4), (4, 4))})
     with pytest.raises(EngineBuildError, match=r"refuses tiny.*: \[E\] .*profile has min=4"):
-        build_engine(tiny_graph(tmp_path), tmp_path / "tiny.engine", wrong)
+        build_engine(tiny_graph(tmp_path), tmp_path / "tiny.engine", wrong, target())
 
 
 def test_an_engine_is_for_all_the_architectures_that_are_named(tmp_path):
     file = tiny_graph(tmp_path)
     sizes = {}
     for targets in (("8.9",), ("8.9", "12.0")):
-        build_engine(file, tmp_path / "tiny.engine", replace(KEY, compute_capabilities=targets))
+        build_engine(file, tmp_path / "tiny.engine", KEY, target(compute_capabilities=targets))
         sizes[targets] = (tmp_path / "tiny.engine").stat().st_size
     assert sizes["8.9", "12.0"] > sizes["8.9",]
 
 
 def test_a_crash_of_the_builder_is_an_error_with_its_log(tmp_path, crashing_builder):
     with pytest.raises(EngineBuildError, match=r"crashed \(signal 11\) while it built tiny.*start \| building layer 7"):
-        build_engine(tiny_graph(tmp_path), tmp_path / "tiny.engine", KEY)
+        build_engine(tiny_graph(tmp_path), tmp_path / "tiny.engine", KEY, target())
     assert EngineBuildError.exit_code == 1
     assert [file.name for file in tmp_path.iterdir()] == ["tiny.onnx"]
 
@@ -178,7 +187,7 @@ def test_a_crash_of_the_builder_is_an_error_with_its_log(tmp_path, crashing_buil
 def test_a_failing_builder_is_told_from_a_crashing_one(tmp_path, monkeypatch):
     monkeypatch.setattr(to_tensorrt, "WORKER", (sys.executable, "-c", "raise SystemExit('no disk')"))
     with pytest.raises(EngineBuildError, match=r"failed \(exit code 1\).*no disk"):
-        build_engine(tiny_graph(tmp_path), tmp_path / "tiny.engine", KEY)
+        build_engine(tiny_graph(tmp_path), tmp_path / "tiny.engine", KEY, target())
 
 
 def test_a_crash_leaves_no_bundle_behind(source, sizes, tmp_path, monkeypatch, crashing_builder):

@@ -33,6 +33,7 @@ SIZES = Sizes(
     native_width=64,
     min_side=32,
     max_side=128,
+    deep_channels=5,
 )
 STANDING = np.array(
     [
@@ -136,17 +137,44 @@ def pose_guider(g):
 
 
 def denoiser(g):
+    """Its deep half is where pose, person and prompt come in; the shallow half adds what the sample is now."""
+    inside, branches = guided_sample(g)
+    inside = g("Add", inside, g("Conv", "pose_features_0", g.random(4, 6, 1, 1)))
+    context = g("Add", g("ReduceMean", "encoder_hidden_states", g.integers(1), keepdims=0), weighted(g, "identity"))
+    bias = g("MatMul", g("Add", context, weighted(g, "image")), g.random(SIZES.context_width, SIZES.deep_channels))
+    hidden = g("Conv", inside, g.random(SIZES.deep_channels, 4, 1, 1))
+    deep = g("Add", hidden, g("Unsqueeze", bias, g.integers(2, 3)), output="deep_feature")
+    # The second level of pose features has to be used, or the checker drops the input.
+    g("ReduceSum", "pose_features_1", g.integers(0, 1, 2, 3))
+    sampling_step(g, deep, branches)
+
+
+def denoiser_shallow(g):
+    _, branches = guided_sample(g)
+    change = g("Mul", "extrapolation", g("Sub", "deep_feature", "earlier_deep_feature"))
+    sampling_step(g, g("Add", "deep_feature", change), branches)
+
+
+def guided_sample(g):
     batch = g("Shape", "sample", start=0, end=1)
     branches = g("Div", g("Shape", "encoder_hidden_states", start=0, end=1), batch)
     repeats = g("Concat", branches, g.integers(1, 1, 1), axis=0)
-    k = [g("Gather", "coefficients", g.constant(index, np.int64)) for index in range(7)]
-    inside = g("Tile", g("Mul", k[0], "sample"), repeats)
-    inside = g("Add", inside, g("Conv", "pose_features_0", g.random(4, 6, 1, 1)))
-    context = g("Add", g("ReduceMean", "encoder_hidden_states", g.integers(1), keepdims=0), weighted(g, "identity"))
-    bias = g("MatMul", g("Add", context, weighted(g, "image")), g.random(SIZES.context_width, 4))
+    return g("Tile", g("Mul", coefficient(g, 0), "sample"), repeats), branches
+
+
+def coefficient(g, index):
+    return g("Gather", "coefficients", g.constant(index, np.int64))
+
+
+def sampling_step(g, deep, branches):
+    """The outermost layer, guidance and the sampler's update; the weights are the same in both graphs."""
+    same = np.random.default_rng(99)
+    weights = [g.constant(same.normal(0, 0.3, (4, width, 1, 1)), np.float32) for width in (SIZES.deep_channels, 4)]
+    inside, _ = guided_sample(g)
     time = g("Mul", "timestep", g.constant(1e-3, np.float32))
-    hidden = g("Add", g("Conv", inside, g.random(4, 4, 1, 1)), g("Unsqueeze", bias, g.integers(2, 3)))
+    hidden = g("Add", g("Conv", deep, weights[0]), g("Conv", inside, weights[1]))
     output = g("Tanh", g("Add", hidden, time))
+    k = [coefficient(g, index) for index in range(7)]
     shape = g("Concat", branches, g("Shape", "sample"), axis=0)
     stacked = g("Reshape", output, shape)
     first = g("Gather", stacked, g.constant(0, np.int64), axis=0)
@@ -155,8 +183,6 @@ def denoiser(g):
     g("Add", g("Mul", k[1], "sample"), g("Mul", k[2], e), output="x0")
     moved = g("Add", g("Mul", k[3], "sample"), g("Mul", k[4], e))
     g("Add", moved, g("Add", g("Mul", k[5], "previous_x0"), g("Mul", k[6], "noise")), output="next_sample")
-    # The second level of pose features has to be used, or the checker drops the input.
-    g("ReduceSum", "pose_features_1", g.integers(0, 1, 2, 3))
 
 
 def weighted(g, name):
@@ -177,7 +203,7 @@ def vae_encoder(g):
 
 BUILDERS = (
     text_encoder, pose_estimator, image_encoder, identity_encoder, image_projector, pose_guider, denoiser, vae_decoder,
-    vae_encoder,
+    vae_encoder, denoiser_shallow,
 )  # fmt: skip
 
 

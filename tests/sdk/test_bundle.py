@@ -30,7 +30,7 @@ def test_what_is_written_is_read(tiny_bundle):
     again = Bundle.open(tiny_bundle.path)
     assert again == tiny_bundle
     again.verify_hashes()
-    assert again.manifest.capabilities == ("pose_estimation", "pose", "image_prompt", "encode")
+    assert again.manifest.capabilities == ("pose_estimation", "pose", "image_prompt", "caching", "encode")
     assert Manifest.from_dict(again.manifest.to_dict()) == again.manifest
 
 
@@ -64,6 +64,11 @@ def test_a_failed_write_leaves_nothing(tiny_bundle, tiny_files, tmp_path):
         (lambda m: m["graphs"]["denoiser"]["inputs"][0].update(dtype="float16"), "float16"),
         (lambda m: m["graphs"]["denoiser"]["inputs"][0].update(shape=[1, 4, 8, 8]), "expected float32"),
         (lambda m: m["files"].pop("tokenizer.json"), "not listed"),
+        (lambda m: m.update(tokenizer_2={"file": "tokenizer.json", "pad_id": 1}), "2 tokenizers for 1 inputs"),
+        (lambda m: m["sizes"].update(token_inputs=2), "text_encoder has the inputs"),
+        (lambda m: m["sizes"].update(pooled_width=8), "text_encoder has the outputs"),
+        (lambda m: m["sizes"].update(time_ids=6), "denoiser has the inputs"),
+        (lambda m: m["sizes"].update(pose_divisors=[1]), "do not fit 2 pose features"),
         (lambda m: m["files"]["tokenizer.json"].update(bytes=1), "has .* bytes"),
         (lambda m: m["files"].update({"absent.onnx": {"bytes": 1, "sha256": "0"}}), "missing"),
         (lambda m: m["noise_schedule"].update(prediction_type="wish"), "prediction type"),
@@ -179,6 +184,15 @@ def test_built_engines_are_part_of_a_bundle(with_engine, tiny_bundle):
 
 def test_bundles_without_engines_have_the_manifest_they_always_had(tiny_bundle):
     assert all("engines" not in graph for graph in tiny_bundle.manifest.to_dict()["graphs"].values())
+
+
+def test_manifests_from_before_sdxl_are_read(copy):
+    """Sizes without the names that SDXL brought: those of a model that has nothing of it."""
+    manifest = Bundle.open(copy).manifest
+    added = ("token_inputs", "pooled_width", "time_ids", "pose_divisors")
+    edit(copy, lambda m: [m["sizes"].pop(name) for name in added])
+    assert Bundle.open(copy).manifest == manifest
+    assert not {"tokenizer_2", "zero_unconditional"} & set(manifest.to_dict())
 
 
 @pytest.mark.parametrize(

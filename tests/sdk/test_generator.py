@@ -49,7 +49,7 @@ def test_one_call_gives_a_picture_and_its_history(generator, reference, tmp_path
     assert set(story["timings"]) >= {"identity", "text", "pose", "denoise", "decode"}
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "euler", "dpm++2m", "lcm"])
+@pytest.mark.parametrize("sampler", ["ddim", "euler", "euler_a", "dpm++2m", "lcm"])
 def test_the_loop_equals_a_numpy_loop(generator, person, sampler):
     """The same denoiser called by hand, host to host, without bindings or recycled memory."""
     sampling = Sampling(sampler=sampler, steps=5, guidance=2.5, eta=1.0)
@@ -200,6 +200,7 @@ def test_threads_share_a_generator(generator, person):
         ({"seed": [1, 2]}, InputError, "seed"),
         ({"width": 100}, InputError, "multiples of 32 from 32 to 128"),
         ({"height": 256}, InputError, "height"),
+        ({"original_size": (512, 512)}, InputError, "has no size conditioning"),
         ({"identity_scale": float("nan")}, InputError, "not finite"),
         ({"identity_scale": [1.0, 2.0]}, InputError, "one number or 3"),
         ({"identity_scale": "much"}, InputError, "not numeric"),

@@ -1,12 +1,14 @@
 """OpenVINO against ONNX Runtime on the embedded bundle, and the promises of the Engine and Loop protocols."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from bolid_sdk.backends import open_backend
+from bolid_sdk.backends import open_backend, ov
 from bolid_sdk.backends.ov import PIXEL_GRAPHS
 from bolid_sdk.bundle import open_bundle
 from bolid_sdk.errors import BackendError, BundleError, InputError
@@ -111,6 +113,86 @@ def test_compiled_graphs_are_kept_and_damage_is_survived(cache, tiny_bundle):
         blobs[0].write_bytes(content)
         found = load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents())["pixels"]
         assert np.array_equal(found, expected)
+
+
+def test_the_second_start_compiles_nothing(tiny_bundle, monkeypatch):
+    expected = load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents())["pixels"]
+    monkeypatch.setattr(ov, "compile_static", None)
+    assert np.array_equal(load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents())["pixels"], expected)
+
+
+def test_changed_weights_are_another_graph(tiny_bundle, tmp_path):
+    """Beside equal names, sizes and shapes."""
+    entry = tiny_bundle.manifest.graphs["vae_decoder"]
+    model = onnx.load(tiny_bundle.file(entry.file))
+    answers = []
+    for factor in (1, 2):
+        for tensor in model.graph.initializer:
+            if len(tensor.dims) == 4 and tensor.data_type == onnx.TensorProto.FLOAT:
+                tensor.CopyFrom(onnx.numpy_helper.from_array(factor * onnx.numpy_helper.to_array(tensor), tensor.name))
+        onnx.save(model, tmp_path / "graph.onnx")
+        answers.append(open_backend("openvino").load(tmp_path / "graph.onnx", entry.spec).run(latents())["pixels"])
+    assert not np.array_equal(*answers)
+
+
+def test_a_large_graph_is_compiled_by_another_process(tiny_bundle, monkeypatch):
+    expected = load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents(batch=2))["pixels"]
+    monkeypatch.setattr(ov, "LARGE", 0)
+    monkeypatch.setattr(ov, "compile_static", None)
+    # another size, so that the cache has nothing for it
+    found = load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents(batch=1))["pixels"]
+    single = {"latents": latents(batch=2)["latents"][:1]}
+    assert found.shape == (1, 3, 32, 32)
+    again = load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(single)["pixels"]
+    np.testing.assert_allclose(again[0], expected[0], atol=0.02)
+
+
+def test_a_failing_process_is_an_error_with_its_reason(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(ov, "LARGE", 0)
+    engine = load(open_backend("openvino"), tiny_bundle, "vae_decoder")
+    with pytest.raises(BackendError, match="cannot compile vae_decoder"):
+        engine.run({"latents": np.zeros((1, 5, 4, 4), np.float32)})
+
+
+def test_a_large_image_encoder_does_not_stay(tiny_bundle, monkeypatch):
+    monkeypatch.setattr(ov, "LARGE", 0)
+    monkeypatch.setattr(ov, "ONCE_A_PERSON", {"vae_decoder"})
+    engine = load(open_backend("openvino"), tiny_bundle, "vae_decoder")
+    first = engine.run(latents())["pixels"]
+    assert not engine._compiled
+    assert np.array_equal(engine.run(latents())["pixels"], first)
+
+
+def test_the_cache_keeps_its_limit(cache, tiny_bundle, monkeypatch):
+    sizes = [(1, 4), (1, 8), (2, 4)]
+    for batch, side in sizes[:1]:
+        load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents(batch, side))
+    (first,) = cache.rglob("*.blob")
+    monkeypatch.setenv("BOLID_CACHE_LIMIT", str(int(2.5 * first.stat().st_size)))
+    for batch, side in sizes[1:]:
+        os.utime(first)
+        load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents(batch, side))
+    kept = list(cache.rglob("*.blob"))
+    assert len(kept) == 2
+    assert first in kept  # the others are older
+
+
+@pytest.mark.parametrize("text", ["many", "-5", "5T", "1.5G"])
+def test_a_limit_that_is_no_size(text, monkeypatch):
+    monkeypatch.setenv("BOLID_CACHE_LIMIT", text)
+    with pytest.raises(InputError, match="BOLID_CACHE_LIMIT"):
+        open_backend("openvino")
+
+
+def test_precision_is_the_users_choice(tiny_bundle, monkeypatch):
+    monkeypatch.setenv("BOLID_PRECISION", "f32")
+    backend = open_backend("openvino")
+    assert backend.description.endswith("float32")
+    expected = load(open_backend("onnxruntime"), tiny_bundle, "vae_decoder").run(latents())["pixels"]
+    np.testing.assert_allclose(load(backend, tiny_bundle, "vae_decoder").run(latents())["pixels"], expected, atol=1e-4)
+    monkeypatch.setenv("BOLID_PRECISION", "fp4")
+    with pytest.raises(BackendError, match="bf16 or f32"):
+        open_backend("openvino")
 
 
 def test_an_unwritable_cache_is_a_notice(tmp_path, tiny_bundle, monkeypatch):

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, LCMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -83,6 +89,43 @@ def test_euler(schedule, spacing, steps):
     assert_equal_steps(sampler_table(schedule, "euler", steps, spacing=spacing), scheduler)
 
 
+@settings(max_examples=30, deadline=None)
+@given(SCHEDULES, SPACINGS, STEPS)
+def test_euler_ancestral(schedule, spacing, steps):
+    scheduler = EulerAncestralDiscreteScheduler(**config(schedule), timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    assert_equal_drawn_steps(sampler_table(schedule, "euler_a", steps, spacing=spacing), scheduler)
+
+
+SDXL = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "steps_offset": 1,
+}
+"""What the published scheduler_config.json of SDXL, SDXL-Turbo and SDXL-Lightning have in common."""
+
+
+@pytest.mark.parametrize(
+    ("scheduler_class", "sampler", "spacing", "steps"),
+    [
+        (EulerDiscreteScheduler, "euler", "leading", 30),  # SDXL
+        (EulerAncestralDiscreteScheduler, "euler_a", "trailing", 1),  # SDXL-Turbo
+        (EulerAncestralDiscreteScheduler, "euler_a", "trailing", 4),
+        (EulerDiscreteScheduler, "euler", "trailing", 2),  # SDXL-Lightning
+        (EulerDiscreteScheduler, "euler", "trailing", 8),
+    ],
+)
+def test_published_sdxl_schedulers(scheduler_class, sampler, spacing, steps):
+    """With the settings that SDXL's files name beside those that every scheduler has."""
+    published = {"interpolation_type": "linear", "use_karras_sigmas": False} if sampler == "euler" else {}
+    scheduler = scheduler_class(**SDXL, **published, timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    assert_equal_drawn_steps(sampler_table(NoiseSchedule(**SDXL), sampler, steps, spacing=spacing), scheduler)
+
+
 @settings(max_examples=40, deadline=None)
 @given(SCHEDULES, SPACINGS, STEPS)
 def test_dpm_2m(schedule, spacing, steps):
@@ -96,20 +139,20 @@ def test_dpm_2m(schedule, spacing, steps):
 def test_lcm(schedule, steps):
     scheduler = LCMScheduler(**config(schedule, "set_alpha_to_one", "original_inference_steps", "timestep_scaling"))
     scheduler.set_timesteps(steps)
-    table = sampler_table(schedule, "lcm", steps)
-    drawn = torch.randn(steps, 1, 4, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    sample = torch.ones(1, 4, 4, 4, dtype=torch.float64)
-    expected = list(reference_steps(scheduler, sample, drawn, generator=torch.Generator().manual_seed(1)))
-    noises = _lcm_noises(drawn)
-    for (timestep, value), (wanted_timestep, wanted) in zip(table_steps(table, sample, noises), expected, strict=True):
-        assert timestep == wanted_timestep
-        torch.testing.assert_close(value, wanted, atol=1e-5, rtol=1e-5)
+    assert_equal_drawn_steps(sampler_table(schedule, "lcm", steps), scheduler)
 
 
-def _lcm_noises(like):
-    """The scheduler draws its own noise, one tensor a step but the last."""
+def assert_equal_drawn_steps(table, scheduler):
+    """The scheduler draws its own noise, a tensor a step: the table gets the same."""
     generator = torch.Generator().manual_seed(1)
-    return torch.stack([torch.randn(tensor.shape, generator=generator, dtype=torch.float64) for tensor in like])
+    noises = [torch.randn(1, 4, 4, 4, generator=generator, dtype=torch.float64) for _ in range(table.steps)]
+    sample = torch.ones(1, 4, 4, 4, dtype=torch.float64) * table.initial_std
+    assert table.initial_std == pytest.approx(float(scheduler.init_noise_sigma), rel=5e-5)
+    drawing = {"generator": torch.Generator().manual_seed(1)}
+    expected = list(reference_steps(scheduler, sample, noises, **(drawing if table.uses_noise else {})))
+    for (timestep, value), (wanted_timestep, wanted) in zip(table_steps(table, sample, noises), expected, strict=True):
+        assert timestep == pytest.approx(wanted_timestep, abs=1e-3)
+        torch.testing.assert_close(value, wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
@@ -133,7 +176,7 @@ def test_trained_betas():
 
 
 @settings(max_examples=30, deadline=None)
-@given(SCHEDULES, SPACINGS, STEPS, st.sampled_from(["ddim", "euler", "dpm++2m"]))
+@given(SCHEDULES, SPACINGS, STEPS, st.sampled_from(["ddim", "euler", "euler_a", "dpm++2m"]))
 def test_a_perfect_model_is_recovered(schedule, spacing, steps, sampler):
     """With the true noise as output, x0 is the clean sample at each step whatever the sampler (closed form)."""
     table = sampler_table(schedule, sampler, steps, spacing=spacing)
@@ -144,7 +187,7 @@ def test_a_perfect_model_is_recovered(schedule, spacing, steps, sampler):
         sigma = sigma_hat * alpha
         sample = alpha * clean + sigma * noise
         output = noise if schedule.prediction_type == "epsilon" else alpha * noise - sigma * clean
-        space = 1 / alpha if sampler == "euler" else 1.0
+        space = 1 / alpha if sampler.startswith("euler") else 1.0
         assert k[1] * sample * space + k[2] * output == pytest.approx(clean, abs=1e-4)
 
 

@@ -1,15 +1,24 @@
 """The metrics against closed forms, and the protocol's promises."""
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from bolid_sdk import Sampling
 from bolid_sdk.bundle import open_bundle
 from bolid_sdk.errors import InputError
 from bolid_training.avatars.parts import Part
 from bolid_training.data import People
+from bolid_training.evaluate import compare as comparison
+from bolid_training.evaluate.cli import main
+from bolid_training.evaluate.compare import Contestant, common, parse_contestant
 from bolid_training.evaluate.exam import Exam, Seen
+from bolid_training.evaluate.figure import chosen_rows
+from bolid_training.evaluate.gate import compare_bundles
 from bolid_training.evaluate.intervals import distance_summary, summary
 from bolid_training.evaluate.metrics import (
     clothes_colours,
@@ -205,8 +214,13 @@ class Copyist:
             raise InputError("nobody")
         return SimpleNamespace(image=image, keypoints=keypoints(1)[0])
 
-    def batch(self, requests, seed):
+    backend = "none"
+
+    def batch(self, requests, seed, **options):
         return [SimpleNamespace(image=identity.image) for identity, _ in requests]
+
+    def __call__(self, identity, prompt, seed, **options):
+        return self.batch([(identity, prompt)], seed, **options)[0]
 
 
 def test_evaluation_of_a_copyist_gives_the_reference_its_own_scores(judges):
@@ -226,3 +240,90 @@ def test_evaluation_without_an_encoder_leaves_reconstructions_out(judges, monkey
     monkeypatch.setattr("bolid_training.evaluate.run.reconstruct", lambda generator, images: None)
     people = photographs(size=64)
     assert "autoencoded" not in evaluate(Copyist(), judges, people, trials(people, 8))
+
+
+class Dyer(Copyist):
+    """A copyist who knows everybody, and paints people green when there is no pose."""
+
+    def __init__(self):
+        super().__init__()
+        self.refused = True
+
+    def batch(self, requests, seed, **options):
+        copies = super().batch(requests, seed)
+        if "pose" not in options:
+            return copies
+        return [SimpleNamespace(image=np.asarray(copy.image) * np.uint8([0, 1, 0])) for copy in copies]
+
+
+@pytest.fixture
+def two_generators(monkeypatch):
+    made = {None: Copyist, Path("dyer"): Dyer}
+    monkeypatch.setattr(comparison, "Generator", lambda bundle: made[bundle]())
+
+
+def test_rows_of_a_comparison_are_paired_and_stand_between_the_same_ceilings_and_floors(two_generators, judges):
+    people = photographs(size=64)
+    rows = [
+        Contestant(name="copyist", bundle=None),
+        Contestant(name="dyer", bundle=Path("dyer"), options={"pose": None, "sampling": Sampling(steps=2)}),
+    ]
+    found, image = comparison.compare(rows, judges, people, trials(people, 8, pictures=2), seed=0, shown=3)
+    assert [row["model"] for row in found["rows"]] == ["copyist", "dyer"]
+    # the one that one of them refused is asked of nobody
+    assert (found["setup"]["pictures"], found["setup"]["references_refused"]) == (15, 1)
+    first, second = found["rows"]
+    for name in first["metrics"].keys() - {"clip_score"}:
+        assert first["metrics"][name] == found["ceilings"][name]
+    assert (first["pose_input"], second["pose_input"], second["steps"]) == (True, False, 2)
+    assert "minus_first_row" not in first
+    change = second["minus_first_row"]["clothes_colour_distance"]
+    assert change["value"] == pytest.approx(second["metrics"]["clothes_colour_distance"]["value"], abs=1e-4)
+    assert change["ci95"][0] > 0.3
+    assert {"rows", "ceilings", "floors", "autoencoded", "setup"} == found.keys()
+    assert {"value", "quartiles"} == first["seconds_per_image"].keys()
+    assert image.size == (4 * 66, 3 * (64 + 2 + 12))
+
+
+def test_a_comparison_is_written_as_json_with_its_figure(two_generators, judges, tmp_path, monkeypatch):
+    monkeypatch.setattr("bolid_training.data.load_people", lambda data, split: photographs(size=64))
+    monkeypatch.setattr("bolid_training.judges.panel.load_judges", lambda folder: judges)
+    out, figure = tmp_path / "results" / "comparison.json", tmp_path / "images" / "comparison.png"
+    arguments = ["compare", "a=embedded", "b=dyer@pose=none", "--people", "4", "-o", str(out), "--figure", str(figure)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert [row["model"] for row in json.loads(out.read_text())["rows"]] == ["a", "b"]
+    assert figure.stat().st_size > 1000
+
+
+def test_rows_are_named_bundles_with_options():
+    assert parse_contestant("bolid=engines/bolid") == Contestant(name="bolid", bundle=Path("engines/bolid"))
+    assert parse_contestant("base=embedded@steps=25@guidance=3@pose=none") == Contestant(
+        name="base", bundle=None, options={"pose": None, "sampling": Sampling(steps=25, guidance=3.0)}
+    )
+    for text in ("bolid", "=x", "a=b@pose=anna", "a=b@colour=red", "a=b@steps=many"):
+        with pytest.raises(InputError, match=r"expected|many"):
+            parse_contestant(text)
+
+
+def test_what_not_everybody_accepts_is_asked_of_nobody():
+    one, two = [("a", 1), ("b", 2), ("c", 3)], [("b", 20), ("c", 30)]
+    assert common([one, two]) == [[("b", 2), ("c", 3)], [("b", 20), ("c", 30)]]
+    with pytest.raises(InputError, match="1 references"):
+        common([one, [("c", 3)]])
+
+
+def test_the_figures_people_are_of_all_poses_in_turn():
+    poses = ["sitting", "sitting", "lying", "sitting", "walking"]
+    asked = SimpleNamespace(trials=[SimpleNamespace(pose=pose) for pose in poses])
+    assert chosen_rows(asked, 4) == [2, 0, 4, 1]
+    assert chosen_rows(asked, 9) == [2, 0, 4, 1, 3]
+
+
+def test_a_bundle_is_as_good_as_itself(judges):
+    people = photographs(size=64)
+    found = compare_bundles(Copyist(), Copyist(), judges, people, trials(people, 8, pictures=2))
+    # each of the two copyists refuses the first person whom it is shown
+    assert (found["pictures"], found["references_refused"]) == (14, 2)
+    assert found["passed"]
+    assert all(metric["difference"]["value"] == 0 for metric in found["metrics"].values())

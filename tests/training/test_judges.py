@@ -9,8 +9,9 @@ from bolid_training.avatars.parts import Part
 from bolid_training.data import People, pixels
 from bolid_training.judges.clip import odd_people
 from bolid_training.judges.degrade import blur, degrade, soften, squeeze
-from bolid_training.judges.identity import draw_pairs, identification, samples_by_person
+from bolid_training.judges.identity import body_boxes, box_views, draw_pairs, identification, samples_by_person
 from bolid_training.judges.panel import keep_judges, load_judges
+from bolid_training.judges.perceptual import perceptual_distance
 from bolid_training.judges.pose import PoseJudge, build_pose_judge
 from bolid_training.judges.tasks import TASKS, build_judge_task
 from bolid_training.loop import LoopOptions, train
@@ -127,3 +128,31 @@ def test_damage_is_repeatable_and_leaves_some_pictures_alone():
     assert same.any()
     assert not same.all()
     assert damaged[0].abs().max() <= 1
+
+
+def test_perceptual_distance_is_lpips_formula_by_loops(judges):
+    rng = np.random.default_rng(0)
+    first = rng.integers(256, size=(2, 64, 64, 3), dtype=np.uint8)
+    second = np.clip(first + rng.normal(0, [[[[10]]], [[[60]]]], first.shape), 0, 255).astype(np.uint8)
+    points = rng.uniform(0.2, 0.8, (2, 12, 3)).astype(np.float32)
+    points[..., 2] = 2
+    found = perceptual_distance(judges.identity, first, second, points)
+    cuts = [box_views(body_boxes(points)).cut(pixels(images), 32) for images in (first, second)]
+    with torch.no_grad():
+        stages = [judges.identity.resnet(cut, output_hidden_states=True).hidden_states for cut in cuts]
+    expected = np.zeros(2)
+    for a, b in zip(*stages, strict=True):
+        a, b = a.numpy(), b.numpy()
+        for picture in range(2):
+            places = [
+                np.square(
+                    a[picture, :, y, x] / np.linalg.norm(a[picture, :, y, x])
+                    - b[picture, :, y, x] / np.linalg.norm(b[picture, :, y, x])
+                ).sum()
+                for y in range(a.shape[2])
+                for x in range(a.shape[3])
+            ]
+            expected[picture] += np.mean(places) / len(stages[0])
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    assert 0 < found[0] < found[1]
+    assert (perceptual_distance(judges.identity, first, first, points) == 0).all()

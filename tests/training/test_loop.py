@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from bolid_training.loop import LoopOptions, NotFiniteError, learning_rate_factor, train
@@ -107,6 +108,36 @@ def test_a_compiled_run_equals_an_eager_one(tmp_path):
     assert torch.allclose(eager.module.weight, compiled.module.weight, atol=1e-6)
 
 
+class Stream(Regression):
+    """Takes the next samples of one stream, whatever the size of a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.samples, self.at = np.random.default_rng(0).standard_normal((400, 4), dtype=np.float32), 0
+
+    def batch(self, rng, size):
+        self.at += size
+        return {"x": torch.from_numpy(self.samples[self.at - size : self.at])}
+
+
+def test_accumulated_batches_are_one_larger_batch(tmp_path):
+    whole, accumulated = Stream(), Stream()
+    train(whole, options(tmp_path / "whole"))
+    train(accumulated, options(tmp_path / "accumulated", batch_size=2, accumulate=4))
+    assert whole.at == accumulated.at == 320
+    assert accumulated.calls == 4 * whole.calls
+    assert (whole.module.weight - accumulated.module.weight).abs().max() < 1e-6
+    curves = [logged(tmp_path / name) for name in ("whole", "accumulated")]
+    assert len(curves[0]) == 4
+    assert np.allclose(*curves, atol=1e-6)
+
+
+def logged(out):
+    """The loss of every tenth step, of a run and of those that continued it."""
+    folder = next(out.rglob("events.out.tfevents*")).parent
+    return [event.value for event in EventAccumulator(str(folder)).Reload().Scalars("train/loss")]
+
+
 TWO_PROCESSES = """
 import sys
 from pathlib import Path
@@ -128,20 +159,30 @@ class Regression:
         return {"error": float((self.module[0].weight - 1).abs().max())}
     def save(self, folder):
         folder.mkdir(exist_ok=True)
+        torch.save(self.module.state_dict(), folder / "weights.pt")
 
 train(Regression(), LoopOptions(out=Path(sys.argv[1]), steps=int(sys.argv[2]), batch_size=8, learning_rate=0.05,
-                                warmup=5, mixed_precision="no", validate_every=20, save_minutes=0.001))
+                                warmup=5, mixed_precision="no", validate_every=20, save_minutes=0.001,
+                                accumulate=int(sys.argv[3])))
 """
 
 
 @pytest.mark.slow
 def test_two_processes_train_one_network_and_continue(tmp_path):
+    """As one process does that accumulates two batches: the same batches in all, hence the same loss curve."""
     script = tmp_path / "script.py"
     script.write_text(TWO_PROCESSES)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     for steps in (100, 200):
-        subprocess.run([*launch, str(tmp_path / "run"), str(steps)], env=environment, check=True, timeout=300)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
+        subprocess.run([*launch, str(tmp_path / "two"), str(steps), "1"], env=environment, check=True, timeout=900)
+        alone = [sys.executable, str(script), str(tmp_path / "one"), str(steps), "2"]
+        subprocess.run(alone, env=environment, check=True, timeout=900)
+    lines = [json.loads(line) for line in (tmp_path / "two" / "validation.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(20, 201, 20))  # one process reports
     assert lines[-1]["error"] < 0.1 < lines[0]["error"]
+    curves = [logged(tmp_path / name) for name in ("one", "two")]
+    assert len(curves[0]) == 20
+    assert np.allclose(*curves, rtol=1e-4)
+    weights = [torch.load(tmp_path / name / "model" / "weights.pt") for name in ("one", "two")]
+    assert all((weights[0][name] - weights[1][name]).abs().max() < 1e-5 for name in weights[0])

@@ -1,5 +1,7 @@
 """Pictures from the SDK: of every trial, of the references through the autoencoder, and a sheet to look at."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -29,12 +31,14 @@ def identify(generator: Generator, people: People, trials: list[Trial]) -> list[
     return accepted
 
 
-def generate(generator: Generator, accepted: list[tuple[Trial, Identity]], seed: int) -> NDArray[np.uint8]:
-    """One picture [B, H, W, 3] for each trial."""
+def generate(
+    generator: Generator, accepted: list[tuple[Trial, Identity]], seed: int, **options: Any
+) -> NDArray[np.uint8]:
+    """One picture [B, H, W, 3] for each trial; `options` as of `Generator.batch`."""
     requests = [(identity, trial.prompt) for trial, identity in accepted]
     pictures = []
     for start in tqdm(range(0, len(requests), BATCH), desc="pictures", unit=f"x{BATCH}", dynamic_ncols=True):
-        results = generator.batch(requests[start : start + BATCH], seed=seed + start)
+        results = generator.batch(requests[start : start + BATCH], seed=seed + start, **options)
         pictures += [np.asarray(result.image) for result in results]
     return np.stack(pictures)
 

@@ -1,19 +1,23 @@
 """The BoLID adapter on a frozen UNet: body encoder, image projector, decoupled keys and values, pose guider.
 
-On disk the two token branches are IP-Adapter-Plus files and the guider a diffusers T2IAdapter folder.
+On disk the two token branches are IP-Adapter-Plus files, the guider is a diffusers T2IAdapter folder, and InstantID's
+IdentityNet, if there is one, a diffusers ControlNet folder.
 """
 
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from diffusers import T2IAdapter, UNet2DConditionModel
+from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from bolid_training.model.attention import install_body_id_attention
-from bolid_training.model.body_encoder import BodyEncoder, resampler
+from bolid_training.model.body_encoder import BodyEncoder, build_identity_encoder, resampler
 from bolid_training.model.config import AvatarConfig
+from bolid_training.model.identity_net import build_identity_net
+
+PART_EMBEDDING = "body.part_embedding"
 
 # a part of a Resampler weight's name in diffusers, and in IP-Adapter's files
 _RESAMPLER_NAMES = (
@@ -45,9 +49,11 @@ class Adapter(nn.Module):
 
     def __init__(self, unet: UNet2DConditionModel, config: AvatarConfig):
         super().__init__()
+        # from the UNet as it is, before it gets attention that a ControlNet has not
+        self.identity_net = build_identity_net(unet) if config.identity_net else None
         self.layers = install_body_id_attention(unet)
-        embed_dim, output_dim, width = config.text_width, unet.config.cross_attention_dim, config.resampler_width
-        self.identity_encoder = BodyEncoder(
+        embed_dim, output_dim, width = config.patch_width, unet.config.cross_attention_dim, config.resampler_width
+        self.identity_encoder = build_identity_encoder(
             parts=config.parts,
             embed_dim=embed_dim,
             output_dim=output_dim,
@@ -55,24 +61,43 @@ class Adapter(nn.Module):
             tokens=config.identity_tokens,
         )
         self.image_projector = resampler(embed_dim, output_dim, width, config.image_tokens)
-        self.pose_guider = build_pose_guider(unet)
+        self.pose_guider = build_pose_guider(unet) if config.pose_guider else None
 
     def save(self, folder: Path) -> None:
-        """Writes `identity.safetensors`, `image_prompt.safetensors` and `pose_guider/` into `folder`."""
+        """Writes `identity.safetensors`, `image_prompt.safetensors`, and, if there are such, `pose_guider/` and
+        `identity_net/` into `folder`. An identity that is read from whole pictures is plain IP-Adapter-Plus."""
         folder.mkdir(parents=True, exist_ok=True)
         identity = self._branch_state("identity", self.identity_encoder.resampler)
-        identity["body.part_embedding"] = self.identity_encoder.part_embedding
+        if isinstance(self.identity_encoder, BodyEncoder):
+            identity[PART_EMBEDDING] = self.identity_encoder.part_embedding
         save_file(_on_disk(identity), folder / "identity.safetensors")
         save_file(_on_disk(self._branch_state("image", self.image_projector)), folder / "image_prompt.safetensors")
-        self.pose_guider.save_pretrained(folder / "pose_guider")
+        if self.pose_guider is not None:
+            self.pose_guider.save_pretrained(folder / "pose_guider")
+        if self.identity_net is not None:
+            self.identity_net.save_pretrained(folder / "identity_net")
 
-    def load(self, folder: Path) -> None:
-        """Reads what `save` wrote. Raises RuntimeError that lists missing or unknown keys."""
+    def load(self, folder: Path, guider: Path | None = None) -> None:
+        """Reads what `save` wrote, or the pose guider from another folder `guider`.
+
+        Raises RuntimeError that lists missing or unknown keys.
+        """
         identity = load_file(folder / "identity.safetensors")
-        self.identity_encoder.part_embedding.data.copy_(identity.pop("body.part_embedding"))
+        self._load_part_embedding(identity.pop(PART_EMBEDDING, None))
         self._load_branch("identity", self.identity_encoder.resampler, identity)
         self._load_branch("image", self.image_projector, load_file(folder / "image_prompt.safetensors"))
-        self.pose_guider.load_state_dict(T2IAdapter.from_pretrained(folder / "pose_guider").state_dict())
+        if self.pose_guider is not None:
+            self.pose_guider.load_state_dict(T2IAdapter.from_pretrained(guider or folder / "pose_guider").state_dict())
+        if self.identity_net is not None:
+            net = ControlNetModel.from_pretrained(folder / "identity_net", torch_dtype=torch.float32)
+            self.identity_net.load_state_dict(net.state_dict())
+
+    def _load_part_embedding(self, embedding: Tensor | None) -> None:
+        if isinstance(self.identity_encoder, BodyEncoder) != (embedding is not None):
+            found, expected = ("parts", "whole pictures") if embedding is not None else ("whole pictures", "parts")
+            raise RuntimeError(f"the adapter file reads people from {found}, the model from {expected}")
+        if embedding is not None:
+            self.identity_encoder.part_embedding.data.copy_(embedding)
 
     def _branch_state(self, branch: str, projection: nn.Module) -> dict[str, Tensor]:
         resampler_state = _resampler_to_ip_adapter(projection.state_dict())

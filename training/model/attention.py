@@ -128,3 +128,14 @@ def install_body_id_attention(unet: UNet2DConditionModel, branches: Sequence[str
         processors[name] = layer
     unet.set_attn_processor(processors)
     return layers
+
+
+def share_body_id_attention(unet: UNet2DConditionModel, layers: nn.ModuleList) -> None:
+    """Puts the processors of another UNet of the same make into this one: one adapter, two UNets."""
+    remaining = iter(layers)
+    unet.set_attn_processor(
+        {
+            name: next(remaining) if name.endswith("attn2.processor") else PlainAttnProcessor()
+            for name in unet.attn_processors
+        }
+    )

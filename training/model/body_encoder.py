@@ -42,3 +42,26 @@ class BodyEncoder(nn.Module):
     def embed_parts(self, patch_tokens: Tensor, parts: Tensor) -> Tensor:
         """The Resampler's input [B, V * P, D]; with plain diffusers this is `ip_adapter_image_embeds`."""
         return (patch_tokens + self.part_embedding[parts][:, :, None]).flatten(1, 2)
+
+
+class WholeEncoder(nn.Module):
+    """Identity tokens [B, V * N, C] from the patch tokens [B, V, P, D] of V whole pictures: IP-Adapter-Plus.
+
+    Each picture by itself, their tokens one after another, as diffusers does with several pictures for one IP-Adapter.
+    """
+
+    def __init__(self, *, embed_dim: int, output_dim: int, width: int, tokens: int):
+        super().__init__()
+        self.resampler = resampler(embed_dim, output_dim, width, tokens)
+
+    def forward(self, patch_tokens: Tensor, parts: Tensor | None = None) -> Tensor:
+        """`parts` is taken for the sake of `BodyEncoder`'s signature."""
+        return self.resampler(patch_tokens.flatten(0, 1)).unflatten(0, patch_tokens.shape[:2]).flatten(1, 2)
+
+
+def build_identity_encoder(
+    *, parts: int, embed_dim: int, output_dim: int, width: int, tokens: int
+) -> BodyEncoder | WholeEncoder:
+    """For one part the whole picture is seen, for more the crops."""
+    sizes = {"embed_dim": embed_dim, "output_dim": output_dim, "width": width, "tokens": tokens}
+    return WholeEncoder(**sizes) if parts == 1 else BodyEncoder(parts=parts, **sizes)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import diffusers
 import torch
-from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
@@ -24,6 +24,7 @@ from transformers import (
 
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.config import AvatarConfig
+from bolid_training.model.lightning import LIGHTNING, LORA_FILE, fuse_lora
 from bolid_training.model.pose_estimator import PoseEstimator, build_pose_estimator, load_pose_estimator
 
 MAX_TOKENS = 77
@@ -35,7 +36,7 @@ class Checkpoint:
 
     config: AvatarConfig
     unet: UNet2DConditionModel
-    vae: AutoencoderTiny
+    vae: AutoencoderTiny | AutoencoderKL
     text_encoder: CLIPTextModel
     text_projection: nn.Linear
     tokenizer: CLIPTokenizer
@@ -66,8 +67,10 @@ class Checkpoint:
         cast_weights(folder, dtype)
 
 
-def load_checkpoint(folder: str | Path) -> Checkpoint:
-    """Reads what `Checkpoint.save` wrote, in float32.
+def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> Checkpoint:
+    """Reads what `Checkpoint.save` wrote, in `dtype`; None keeps what is on disk.
+
+    A few-step LoRA in `lightning/` is fused into the UNet.
 
     Raises FileNotFoundError for a folder that is not a checkpoint and RuntimeError that lists differing adapter keys.
     """
@@ -77,6 +80,8 @@ def load_checkpoint(folder: str | Path) -> Checkpoint:
     values = json.loads((folder / "avatar.json").read_text())
     config = AvatarConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
     unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    if (lora := folder / LIGHTNING / LORA_FILE).is_file():
+        fuse_lora(unet, lora)
     adapter = Adapter(unet, config)
     adapter.load(folder / "adapter")
     text_projection = nn.Linear(config.text_width, config.clip_projection, bias=False)
@@ -183,10 +188,10 @@ def build_clip(config: AvatarConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
         pad_token_id=tokenizer.pad_token_id,
     )
     vision = CLIPVisionConfig(
-        hidden_size=config.text_width,
-        intermediate_size=4 * config.text_width,
+        hidden_size=config.patch_width,
+        intermediate_size=4 * config.patch_width,
         num_hidden_layers=config.vision_layers,
-        num_attention_heads=config.text_width // 64,
+        num_attention_heads=config.patch_width // 64,
         image_size=config.vision_size,
         patch_size=config.vision_patch,
         projection_dim=config.clip_projection,

@@ -8,7 +8,11 @@ class AvatarConfig:
     """Everything that `build_checkpoint` needs. Pixels, latents and channels are counts; see docs/architecture.md.
 
     Set on validation people after training: `pose_threshold`, the pose estimator's mean confidence below which a
-    picture shows nobody, and `guidance`, with which a bundle samples when nothing is said.
+    picture shows nobody, and `steps` and `guidance`, with which a bundle samples when nothing is said.
+
+    `parts` 1: the person is read from the whole picture, not from crops. `pose_guider`: whether skeletons guide the
+    UNet through the T2I-Adapter; `identity_net`: whether they do so through InstantID's IdentityNet.
+    A `vision_width` of None is the text's.
     """
 
     image_size: int = 128
@@ -17,6 +21,7 @@ class AvatarConfig:
     vocabulary: int = 1024
     text_width: int = 192
     text_layers: int = 4
+    vision_width: int | None = None
     vision_layers: int = 6
     vision_size: int = 64
     vision_patch: int = 8
@@ -32,6 +37,14 @@ class AvatarConfig:
     image_tokens: int = 16
     resampler_width: int = 192
     parts: int = 5
+    pose_guider: bool = True
+    identity_net: bool = False
+    steps: int = 12
     guidance: float = 3.0
     beta_start: float = 0.00085
     beta_end: float = 0.012
+
+    @property
+    def patch_width(self) -> int:
+        """D: width of the image encoder's tokens."""
+        return self.vision_width or self.text_width

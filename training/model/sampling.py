@@ -1,6 +1,7 @@
 """The plain diffusers sampling loop, for validation sheets and as the reference of the exported engines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
@@ -12,8 +13,13 @@ def seeded_noise(shape: tuple[int, ...], seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@torch.no_grad()
-def sample_latents(
+def sample_latents(*arguments: Any, **options: Any) -> Tensor:
+    """The last of `sampling_states`, which takes the same arguments: finished latents [B, c, h, w]."""
+    *_, latents = sampling_states(*arguments, **options)
+    return latents
+
+
+def sampling_states(
     unet: UNet2DConditionModel,
     scheduler: SchedulerMixin,
     noise: Tensor,
@@ -23,23 +29,27 @@ def sample_latents(
     encoder_hidden_states: Tensor,
     attention: dict[str, Tensor] | None = None,
     pose_features: Sequence[Tensor] | None = None,
-) -> Tensor:
-    """Latents [B, c, h, w] by classifier-free guidance, from standard normal `noise` of that shape.
+) -> Iterator[Tensor]:
+    """The latents [B, c, h, w] before the first step and after each, from standard normal `noise` of that shape.
 
-    `encoder_hidden_states`, the tokens in `attention` and `pose_features` hold the unconditional half first, [2B, ...].
+    With guidance, `encoder_hidden_states`, the tokens in `attention` and `pose_features` hold the unconditional half
+    first, [2B, ...]; with `guidance` 1 there is no such half, [B, ...].
     """
     scheduler.set_timesteps(steps)
     sample = noise * scheduler.init_noise_sigma
+    branches = 1 if guidance == 1 else 2
+    yield sample
     for timestep in scheduler.timesteps:
-        model_input = scheduler.scale_model_input(torch.cat([sample, sample]), timestep)
-        output = unet(
-            model_input,
-            timestep,
-            encoder_hidden_states,
-            cross_attention_kwargs=attention,
-            # the UNet pops from the list it is given
-            down_intrablock_additional_residuals=list(pose_features) if pose_features is not None else None,
-        ).sample
-        unconditional, conditional = output.chunk(2)
-        sample = scheduler.step(unconditional + guidance * (conditional - unconditional), timestep, sample).prev_sample
-    return sample
+        with torch.no_grad():
+            model_input = scheduler.scale_model_input(torch.cat([sample] * branches), timestep)
+            output = unet(
+                model_input,
+                timestep,
+                encoder_hidden_states,
+                cross_attention_kwargs=attention,
+                # the UNet pops from the list it is given
+                down_intrablock_additional_residuals=list(pose_features) if pose_features is not None else None,
+            ).sample.float()
+            first, last = output[: len(sample)], output[-len(sample) :]
+            sample = scheduler.step(first + guidance * (last - first), timestep, sample).prev_sample
+        yield sample

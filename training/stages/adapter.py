@@ -15,6 +15,7 @@ from diffusers import AutoencoderTiny, T2IAdapter, UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from bolid_sdk.contracts import PARTS
 from bolid_training.avatars.captions import names_clothes
 from bolid_training.avatars.parts import Part
 from bolid_training.avatars.sheets import contact_sheet
@@ -37,6 +38,7 @@ from bolid_training.model.checkpoint import build_scheduler, clip_parts
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.sampling import sample_latents, seeded_noise
 from bolid_training.precision import autocast, fastest_layout
+from bolid_training.recipes.methods import Drops
 from bolid_training.stages.clip import tokenize
 from bolid_training.stages.unet import (
     BODY_WEIGHT,
@@ -48,10 +50,8 @@ from bolid_training.stages.unet import (
 )
 from bolid_training.stages.vae import to_bytes
 
-DROP_ALL, DROP_IDENTITY, DROP_TEXT, DROP_POSE = 0.08, 0.06, 0.06, 0.06
 NAME_CLOTHES = 0.3  # share of captions that may name clothes: what the text says, nobody looks up in the reference
 IMAGE_PROMPT = 0.3  # share of steps with an image prompt; without one the branch is off, as at inference
-DROP_IMAGE = 0.05
 TWO_REFERENCES = 0.2
 RECOLOURED = 2  # how many times everybody comes back in other colours
 COLOUR_WEIGHT = 1.0
@@ -80,18 +80,33 @@ class ConditionedUNet(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         attention = self.attention(batch)
+        return self.predict(batch, attention), self.read_colours(attention)
+
+    def read_colours(self, attention: dict[str, Tensor]) -> Tensor:
+        """The colours [B, 5, 3] that the identity tokens tell."""
+        tokens = attention["identity_tokens"].flatten(1)
+        # with a reference a view, those of the first, whose colours are asked for
+        return self.colours(tokens[:, : self.colours.in_features]).unflatten(1, (len(COLOURED), 3))
+
+    def predict(self, batch: dict[str, Tensor], attention: dict[str, Tensor]) -> Tensor:
+        """v [B, c, h, w]."""
         features = masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
-        output = self.frozen[0](
+        return self.frozen[0](
             batch["sample"],
             batch["timestep"],
             batch["encoder_hidden_states"],
             cross_attention_kwargs=attention,
             down_intrablock_additional_residuals=features,
         ).sample
-        return output, self.colours(attention["identity_tokens"].flatten(1)).unflatten(1, (len(COLOURED), 3))
 
 
 class AdapterTask:
+    """L_rec and the colours, on pairs. What differs between methods is a recipe's: see `stages.method`."""
+
+    drops = Drops()
+    views = "patches"
+    """The array that holds what a person is read from."""
+
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
         people = with_recoloured(people, RECOLOURED)
         self.config, self.people, self.validation, self.runs = config, people, validation, runs
@@ -107,9 +122,14 @@ class AdapterTask:
         self.train_arrays = self._arrays(people, "train")
         self.validation_arrays = self._arrays(validation, "validation")
         unet = UNet2DConditionModel.from_pretrained(runs / "unet" / "model")
-        self.module = ConditionedUNet(unet, config).to(memory_format=fastest_layout())
-        guider = T2IAdapter.from_pretrained(runs / "unet" / "model" / "pose_guider")
-        self.module.adapter.pose_guider.load_state_dict(guider.state_dict())
+        self.module = self.build(unet).to(memory_format=fastest_layout())
+        if self.module.adapter.pose_guider is not None:
+            guider = T2IAdapter.from_pretrained(runs / "unet" / "model" / "pose_guider")
+            self.module.adapter.pose_guider.load_state_dict(guider.state_dict())
+
+    def build(self, unet: UNet2DConditionModel) -> ConditionedUNet:
+        """The trained module around the frozen UNet."""
+        return ConditionedUNet(unet, self.config)
 
     def _arrays(self, people: People, split: str) -> dict[str, np.ndarray]:
         """Latents, patch tokens of the part crops and of the place alone, skeletons, body weights: computed once."""
@@ -123,7 +143,7 @@ class AdapterTask:
             indices = np.arange(count)[piece]
             photos = people.photos[indices]
             cut = [part_crops(people.images[i], points[i], size) for i in indices[photos]]
-            tokens = np.zeros((len(indices), self.config.parts, *self.null.shape), np.float16)
+            tokens = np.zeros((len(indices), PARTS, *self.null.shape), np.float16)
             if cut:
                 tokens[photos] = self._encode(np.stack(cut))
             return tokens
@@ -149,25 +169,37 @@ class AdapterTask:
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         arrays, people = self.train_arrays, self.people
         indices = rng.choice(people.with_photos, size)
-        drop_identity, drop_text, drop_pose = draw_dropped(rng, size, DROP_ALL, DROP_IDENTITY, DROP_TEXT, DROP_POSE)
+        drops = self.drops
+        drop_identity, drop_text, drop_pose = draw_dropped(
+            rng, size, drops.together, drops.identity, drops.text, drops.pose
+        )
         captions = [self._caption(i, rng) for i in indices]
         captions = ["" if dropped else caption for caption, dropped in zip(captions, drop_text, strict=True)]
         references = 2 if rng.random() < TWO_REFERENCES else 1
         chosen = np.stack([rng.choice(people.siblings[i], references) for i in indices])
         batch = noisy_batch(arrays["latents"][indices], self.scheduler, rng) | {
+            "index": torch.from_numpy(indices),
             "encoder_hidden_states": self.encode_text(captions),
-            "patch_tokens": self._patches(arrays["patches"], chosen, drop_identity),
+            "patch_tokens": self.patches(arrays[self.views], chosen, drop_identity),
             "parts": torch.arange(self.config.parts).repeat(references).expand(size, -1),
             "skeleton": skeleton_batch(arrays["skeletons"][indices]),
+            "keep_identity": torch.from_numpy(~drop_identity),
+            "keep_text": torch.from_numpy(~drop_text),
             "keep_pose": torch.from_numpy(~drop_pose),
             "body": torch.from_numpy(arrays["body"][indices]),
             "colours": torch.from_numpy(arrays["colours"][chosen[:, 0]] * ~drop_identity[:, None, None]),
         }
         if rng.random() < IMAGE_PROMPT:
             places = torch.from_numpy(arrays["places"][indices].astype(np.float32))
-            places[torch.from_numpy((drop_identity & drop_text) | (rng.random(size) < DROP_IMAGE))] = self.null
+            places[torch.from_numpy((drop_identity & drop_text) | (rng.random(size) < drops.image))] = self.null
             batch["image_patch_tokens"] = places
-        return batch
+        return batch | self.extras(indices, chosen, captions, rng)
+
+    def extras(
+        self, indices: np.ndarray, chosen: np.ndarray, captions: list[str], rng: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """What further losses need to know of the targets [B], their references [B, R] and captions."""
+        return {}
 
     def _caption(self, index: int, rng: np.random.Generator) -> str:
         captions = self.people.captions[index]
@@ -175,7 +207,7 @@ class AdapterTask:
             captions = [caption for caption in captions if not names_clothes(caption)] or captions
         return captions[rng.integers(len(captions))]
 
-    def _patches(self, patches: np.ndarray, chosen: np.ndarray, dropped: np.ndarray) -> Tensor:
+    def patches(self, patches: np.ndarray, chosen: np.ndarray, dropped: np.ndarray) -> Tensor:
         """float32 [B, V, P, D]: the crops of the chosen references [B, R], or those of nobody."""
         tokens = torch.from_numpy(patches[chosen].astype(np.float32)).flatten(1, 2)
         tokens[torch.from_numpy(dropped)] = self.null
@@ -189,9 +221,13 @@ class AdapterTask:
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         output, colours = module(batch)
         losses = diffusion_loss(output, batch, 1 + BODY_WEIGHT * batch["body"])
-        target, seen = batch["colours"].split([3, 1], -1)
-        colour = ((colours.float() - target).square() * seen).sum() / (3 * seen.sum()).clamp(min=1)
+        colour = self.colour_loss(colours, batch)
         return {"loss": losses["loss"] + COLOUR_WEIGHT * colour, "mse": losses["mse"], "colour": colour}
+
+    def colour_loss(self, colours: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Mean squared error of the colours [B, 5, 3] that were seen in the reference."""
+        target, seen = batch["colours"].split([3, 1], -1)
+        return ((colours.float() - target).square() * seen).sum() / (3 * seen.sum()).clamp(min=1)
 
     def validate(self, sheet: Path) -> dict[str, float]:
         """Rows of reference, skeleton, target, generated: validation people that the adapter has not seen."""
@@ -200,27 +236,30 @@ class AdapterTask:
         references = np.array([[people.siblings[i][0]] for i in indices])
         batch = {
             "patch_tokens": torch.cat(
-                [self._patches(arrays["patches"], references, np.full(count, nobody)) for nobody in (True, False)]
+                [self.patches(arrays[self.views], references, np.full(count, nobody)) for nobody in (True, False)]
             ),
             "parts": torch.arange(self.config.parts).expand(2 * count, -1),
         }
         captions = [people.captions[i][0] for i in indices]
-        latents = sample_latents(
-            self.module.frozen[0],
-            self.scheduler,
-            seeded_noise((count, *arrays["latents"].shape[1:])),
-            steps=20,
-            guidance=3.0,
-            encoder_hidden_states=self.encode_text([""] * count + captions),
-            attention=self.module.attention(batch),
-            pose_features=guided_features(
-                self.module.adapter.pose_guider(skeleton_batch(arrays["skeletons"][indices]))
-            ),
-        )
+        batch["encoder_hidden_states"] = self.encode_text([""] * count + captions)
+        latents = self.draw(batch, skeleton_batch(arrays["skeletons"][indices]))
         out = to_bytes(self.vae.decode(latents).sample)
         rows = [people.images[references[:, 0]], arrays["skeletons"][indices], people.images[indices], out]
         contact_sheet(np.stack(rows, 1).reshape(-1, *out.shape[1:]), columns=8).save(sheet)
         return {"colour_error": colour_error(out, people.images[indices], people.parts[indices])}
+
+    def draw(self, batch: dict[str, Tensor], skeletons: Tensor, steps: int = 20, guidance: float = 3.0) -> Tensor:
+        """Latents [B, c, h, w] with guidance; `batch` holds the unconditional half first, `skeletons` [B, 3, H, W]."""
+        return sample_latents(
+            self.module.frozen[0],
+            self.scheduler,
+            seeded_noise((len(skeletons), *self.train_arrays["latents"].shape[1:])),
+            steps=steps,
+            guidance=guidance,
+            encoder_hidden_states=batch["encoder_hidden_states"],
+            attention=self.module.attention(batch),
+            pose_features=guided_features(self.module.adapter.pose_guider(skeletons)),
+        )
 
     def save(self, folder: Path) -> None:
         self.module.adapter.save(folder)

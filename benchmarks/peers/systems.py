@@ -1,0 +1,108 @@
+"""Who is compared, in what, and in which order."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from protocol import Request
+
+HERE = Path(__file__).parent
+RUNS = HERE.parents[1] / "runs"
+
+# A UNet step of SD1.5 for one picture and one branch, in GFLOP, by the side in pixels.
+UNET_GFLOP = {256: 172, 512: 677}
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A script and its arguments. `{model}` and `{bundle}` stand for the checkpoint and our bundle of a session.
+
+    `environment` is of environments.py; where it is not installed, this interpreter is used if it has `needs`.
+    `gated`: what it does to quality passes the body gates on avatar; None for peers.
+    """
+
+    name: str
+    script: str
+    arguments: tuple[str, ...]
+    environment: str | None = None
+    needs: tuple[str, ...] = ()
+    ours: bool = False
+    gated: bool | None = None
+    conditions: str = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Systems that run side by side, the first of which the others are compared with, and what they draw."""
+
+    vae: str
+    systems: tuple[System, ...]
+    cases: tuple[Request, ...] = field(default_factory=tuple)
+
+    @property
+    def model(self) -> Path:
+        return RUNS / {"taesd": "sd15-taesd", "kl": "sd15"}[self.vae]
+
+
+EVERYTHING = "text, identity, image prompt, pose"
+
+
+def ours(name: str, *more: str, bundle: str = "{bundle}-fp32", backend: str = "openvino", gated: bool = True) -> System:
+    return System(
+        name=name,
+        script="bolid.py",
+        arguments=(bundle, backend, *more),
+        ours=True,
+        gated=gated,
+        conditions=EVERYTHING,
+    )
+
+
+def diffusers(name: str, mode: str) -> System:
+    return System(
+        name=name,
+        script="diffusers_pipeline.py",
+        arguments=("{model}", mode),
+        environment="diffusers",
+        needs=("diffusers", "torch"),
+        conditions="text, image prompt",
+    )
+
+
+OURS = ours("BoLID, OpenVINO bf16")
+OURS_ORT = ours("BoLID, ONNX Runtime fp32", backend="onnxruntime")
+OPENVINO = System(
+    name="plain OpenVINO bf16",
+    script="openvino_pipeline.py",
+    arguments=("{model}", "bf16"),
+    environment="openvino",
+    needs=("openvino", "diffusers", "torch"),
+)
+DIFFUSERS = diffusers("diffusers + IP-Adapter bf16", "bf16")
+COMPILED = diffusers("diffusers + IP-Adapter bf16, torch.compile", "compile")
+DIFFUSERS_FP32 = diffusers("diffusers + IP-Adapter fp32", "fp32")
+OPTIMUM = System(
+    name="optimum, ONNX Runtime fp32", script="optimum_onnx.py", arguments=("{model}",), environment="optimum"
+)
+GENAI = System(name="openvino-genai", script="genai.py", arguments=("{model}",), environment="genai")
+SDCPP = tuple(
+    System(name=f"stable-diffusion.cpp {kind}", script="sdcpp.py", arguments=("{model}", kind), environment="sdcpp")
+    for kind in ("q8_0", "f16")
+)
+
+SMALL, LARGE = Request(size=256, steps=4), Request(size=512, steps=4)
+GUIDED = Request(size=256, steps=20, guidance=7.5)
+
+SESSIONS = (
+    Session(vae="taesd", systems=(OURS, OPENVINO, DIFFUSERS), cases=(SMALL, LARGE, GUIDED)),
+    Session(vae="kl", systems=(OURS, OPENVINO, DIFFUSERS), cases=(SMALL, LARGE)),
+    Session(vae="taesd", systems=(OURS, COMPILED), cases=(SMALL, LARGE)),
+    Session(vae="taesd", systems=(OURS, OURS_ORT, DIFFUSERS_FP32, OPTIMUM), cases=(SMALL,)),
+    # stable-diffusion.cpp has TAESD in another layout than diffusers
+    Session(vae="kl", systems=(OURS, *SDCPP, GENAI), cases=(SMALL,)),
+    Session(
+        vae="taesd",
+        systems=(OURS, OPENVINO, DIFFUSERS),
+        cases=(Request(size=256, steps=4, batch=4), Request(size=512, steps=20, guidance=7.5)),
+    ),
+)
+"""The most telling first: the budget of minutes ends somewhere."""

@@ -1,0 +1,173 @@
+"""Several bundles on the same people, prompts and seeds: rows of one table.
+
+A row is a model: what it draws is judged as in `evaluate.run`, and picture by picture compared with the first row's.
+Ceilings and floors belong to the pictures that are asked for, not to a model, so they stand once beside all rows.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from bolid_sdk import Generator, Identity, Sampling
+from bolid_sdk.errors import InputError
+from bolid_training.data import People
+from bolid_training.evaluate.exam import Exam, Seen, look, scores, set_exam
+from bolid_training.evaluate.figure import chosen_rows, figure
+from bolid_training.evaluate.intervals import Summary, summary
+from bolid_training.evaluate.pictures import generate, identify, reconstruct
+from bolid_training.evaluate.protocol import Trial
+from bolid_training.evaluate.run import BY_POSE, by_pose, distance, setup, summaries
+from bolid_training.judges.panel import Judges
+from bolid_training.judges.perceptual import perceptual_distance
+
+TIMED = 7  # pictures one by one, after one that is not counted
+
+Accepted = list[tuple[Trial, Identity]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contestant:
+    """A row: a bundle, and what is asked of it beyond its defaults. `options`: keywords of `Generator.batch`."""
+
+    name: str
+    bundle: Path | None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def parse_contestant(text: str) -> Contestant:
+    """ "bolid=engines/bolid", "bolid_25=engines/base@steps=25@guidance=3", "ip_adapter=engines/ip@pose=none".
+
+    The bundle "embedded" is the SDK's own. Raises InputError.
+    """
+    head, *choices = text.split("@")
+    name, equals, folder = head.partition("=")
+    if not (name and equals and folder):
+        raise InputError(f"{text!r} is no row; expected NAME=BUNDLE, as in bolid=engines/bolid")
+    return Contestant(name=name, bundle=None if folder == "embedded" else Path(folder), options=_options(text, choices))
+
+
+def _options(text: str, choices: list[str]) -> dict[str, Any]:
+    given = dict(choice.partition("=")[::2] for choice in choices)
+    if given.keys() - {"pose", "steps", "guidance"} or given.get("pose", "none") != "none":
+        raise InputError(f"{text!r} cannot be read; expected @pose=none, @steps=N or @guidance=X after the bundle")
+    pose = {"pose": None} if "pose" in given else {}
+    try:
+        sampling = Sampling(
+            steps=int(given["steps"]) if "steps" in given else None,
+            guidance=float(given["guidance"]) if "guidance" in given else None,
+        )
+    except ValueError as error:
+        raise InputError(f"{text!r} cannot be read: {error}") from error
+    return pose | ({"sampling": sampling} if sampling != Sampling() else {})
+
+
+def compare(
+    contestants: list[Contestant], judges: Judges, people: People, trials: list[Trial], seed: int, shown: int = 8
+) -> tuple[dict[str, Any], Image.Image]:
+    """`rows`, `ceilings`, `floors` and `setup` of one comparison, and the figure of `shown` people.
+
+    Raises BundleError and InputError.
+    """
+    generators = [Generator(contestant.bundle) for contestant in contestants]
+    accepted = common([identify(generator, people, trials) for generator in generators])
+    exam = set_exam(judges, people, accepted[0])
+    beside, reference = references(exam, judges, generators[0])
+    places, rows, measured, drawn = chosen_rows(exam, shown), [], [], {}
+    for contestant, generator, known in zip(contestants, generators, accepted, strict=True):
+        pictures = generate(generator, known, seed, **contestant.options)
+        seen = look(judges, exam, pictures)
+        measured.append(scores(exam, seen, reference, exam.prompts) | likeness(judges, exam, pictures))
+        compared = {"minus_first_row": differences(exam, measured[-1], measured[0])} if rows else {}
+        rows.append(_row(contestant, generator, exam, seen, measured[-1], known) | compared)
+        drawn[contestant.name] = pictures[places]
+    counted = {
+        "pictures": len(exam.trials),
+        "people": len(np.unique(exam.people)),
+        "references_refused": len(trials) - len(exam.trials),
+    }
+    shared = setup(generators[0], judges, seed)
+    told = {name: shared[name] for name in shared if name not in ("bundle", "sampling", "precision")}
+    told["protocol"] = told["protocol"] | PROTOCOL
+    result = {"rows": rows, **beside, "setup": told | counted}
+    return result, figure(exam, drawn, places)
+
+
+def common(accepted: list[Accepted]) -> list[Accepted]:
+    """Each bundle's identities of the trials that all bundles accepted, in the same order. Raises InputError."""
+    kept = set.intersection(*({trial for trial, _ in known} for known in accepted))
+    if len(kept) < 2:
+        raise InputError(f"{len(kept)} references were accepted by all bundles; a comparison needs two at least")
+    return [[(trial, identity) for trial, identity in known if trial in kept] for known in accepted]
+
+
+def references(exam: Exam, judges: Judges, generator: Generator) -> tuple[dict[str, Any], Seen]:
+    """`ceilings`, `autoencoded` and `floors`, and what is seen in the references."""
+    seen = look(judges, exam, exam.references)
+    shown = scores(exam, seen, seen, exam.true_prompts) | likeness(judges, exam, exam.references)
+    others = scores(exam, seen.somebody_else(), seen, exam.prompts)
+    others |= likeness(judges, exam, np.roll(exam.references, 1, 0))
+    rows = {
+        "ceilings": summaries(exam, shown) | distance(exam, seen),
+        "floors": summaries(exam, others),
+    }
+    rebuilt = reconstruct(generator, exam.references)
+    if rebuilt is not None:
+        coded = look(judges, exam, rebuilt)
+        values = scores(exam, coded, seen, exam.true_prompts) | likeness(judges, exam, rebuilt)
+        rows["autoencoded"] = summaries(exam, values) | distance(exam, coded)
+    return rows, seen
+
+
+def likeness(judges: Judges, exam: Exam, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
+    """How near pictures [N, H, W, 3] look to the references, which hold the pose that is asked for."""
+    found = perceptual_distance(judges.identity, images, exam.references, exam.truth)
+    return {"perceptual_judge_identity": found}
+
+
+def _row(
+    contestant: Contestant,
+    generator: Generator,
+    exam: Exam,
+    seen: Seen,
+    values: dict[str, NDArray],
+    accepted: Accepted,
+) -> dict[str, Any]:
+    """`seen` and `values`: what the judges saw in the pictures, and the metrics of each."""
+    sampling = contestant.options.get("sampling", Sampling()).resolve(generator.bundle.manifest.sampling)
+    return {
+        "model": contestant.name,
+        "bundle": generator.bundle.digest,
+        "precision": generator.bundle.manifest.precision,
+        **asdict(sampling),
+        "pose_input": "pose" not in contestant.options and "pose" in generator.bundle.manifest.capabilities,
+        "metrics": summaries(exam, values) | distance(exam, seen),
+        "by_pose": {name: by_pose(exam, values[name]) for name in BY_POSE},
+        "seconds_per_image": seconds(generator, accepted, contestant.options),
+    }
+
+
+def differences(exam: Exam, values: dict[str, NDArray], first: dict[str, NDArray]) -> dict[str, Summary]:
+    """Of every metric, picture by picture; intervals that leave out 0 are a difference."""
+    return {name: summary(values[name] - first[name], exam.people) for name in values}
+
+
+def seconds(generator: Generator, accepted: Accepted, options: dict[str, Any]) -> dict[str, Any]:
+    """Median and quartiles of single pictures of known people."""
+    taken = []
+    for trial, identity in [accepted[index % len(accepted)] for index in range(TIMED + 1)]:
+        start = time.perf_counter()
+        generator(identity, trial.prompt, seed=0, **options)
+        taken.append(time.perf_counter() - start)
+    low, median, high = np.percentile(taken[1:], (25, 50, 75)).round(4)
+    return {"value": float(median), "quartiles": [float(low), float(high)]}
+
+
+PROTOCOL = {
+    "paired": "every row: the same references, prompts and noise; minus_first_row: picture by picture",
+    "perceptual_judge_identity": "LPIPS' formula with judge_identity's features, equal weights, in the person's box",
+}

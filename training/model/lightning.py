@@ -1,0 +1,26 @@
+"""The few-step LoRA of a checkpoint: a file as diffusers' pipelines write and load it."""
+
+from pathlib import Path
+
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+LIGHTNING = "lightning"
+"""Its folder in a checkpoint."""
+STEPS = 4
+LORA_FILE = "pytorch_lora_weights.safetensors"
+PREFIX = "unet."
+
+
+def read_lora(file: Path) -> dict[str, Tensor]:
+    """The UNet's part of the file, in float32. Raises FileNotFoundError."""
+    state = load_file(file)
+    return {name.removeprefix(PREFIX): tensor.float() for name, tensor in state.items() if name.startswith(PREFIX)}
+
+
+def fuse_lora(unet: UNet2DConditionModel, file: Path) -> None:
+    """Adds the LoRA to the UNet's own weights: nothing of it is left to compute."""
+    unet.load_lora_adapter(read_lora(file), prefix=None)
+    unet.fuse_lora()
+    unet.unload_lora()

@@ -1,0 +1,188 @@
+"""What each method trains, and with which losses: BoLID, the three it is compared with, and BoLID without its parts.
+
+Base, data, steps, batch and learning rate are the same for all (`recipes.avatar.STAGES["adapter"]`).
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from bolid_sdk.contracts import PARTS
+from bolid_training.model.config import AvatarConfig
+
+PoseGuiderUse = Literal["trained", "frozen", "off"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Of each loss in the sum that is minimised; a loss of weight 0 is not computed.
+
+    rec: L_rec (eq. 2), weighted by the person. colour: the reference's colours, told from the identity tokens.
+    On the lightning branch: keypoints: L_id (eq. 3). heatmaps: KL divergence of the 12 heatmaps from the target's,
+    which also pulls from afar. clip: L_CLIP (eq. 4). embedding: 1 - cos of the person's embedding, by a network that is
+    no judge. semantic, layout: PuLID's alignment.
+    """
+
+    rec: float = 1.0
+    colour: float = 0.0
+    keypoints: float = 0.0
+    heatmaps: float = 0.0
+    clip: float = 0.0
+    embedding: float = 0.0
+    semantic: float = 0.0
+    layout: float = 0.0
+
+    @property
+    def alignment(self) -> bool:
+        return bool(self.semantic or self.layout)
+
+    @property
+    def branch(self) -> bool:
+        """Whether the lightning branch is needed."""
+        return self.alignment or bool(self.keypoints or self.heatmaps or self.clip or self.embedding)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """`weights` up to this share of the steps."""
+
+    until: float
+    weights: Weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branch:
+    """The lightning branch: pictures in `steps` steps, gradient through the last `gradient_steps` of them.
+
+    `samples` of a batch are drawn, in `share` of the steps. `distilled`: by the few-step UNet of `stage lightning`,
+    else by the base itself.
+    """
+
+    steps: int = 4
+    gradient_steps: int = 1
+    samples: int = 4
+    share: float = 0.5
+    distilled: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drops:
+    """Shares of samples that lose all conditions `together`, or one alone; and of steps without an image prompt."""
+
+    together: float = 0.08
+    identity: float = 0.06
+    text: float = 0.06
+    pose: float = 0.06
+    image: float = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One method.
+
+    `parts`: what the person is read from: 5 crops of body, head, torso, legs and feet, or 1, which is the whole of a
+    picture. `identity_tokens`: the budget of all parts together; of whole pictures, each one's. `identity_net`:
+    InstantID's, a ControlNet on the skeleton map whose text is the identity tokens. `pose_guider`: the base's, trained
+    along, frozen, or not used in training.
+    """
+
+    name: str
+    phases: tuple[Phase, ...]
+    parts: int = 5
+    identity_tokens: int = 16
+    identity_net: bool = False
+    pose_guider: PoseGuiderUse = "trained"
+    branch: Branch = field(default_factory=Branch)
+    drops: Drops = field(default_factory=Drops)
+
+    def __post_init__(self) -> None:
+        if self.parts not in (1, PARTS):
+            raise ValueError(f"recipe {self.name}: {self.parts} parts; expected {PARTS} crops or 1, the whole picture")
+        ends = [phase.until for phase in self.phases]
+        if not ends or ends != sorted(ends) or ends[-1] != 1.0:
+            raise ValueError(f"recipe {self.name}: phases end at {ends}; expected rising shares of the steps up to 1")
+
+    @property
+    def losses(self) -> Weights:
+        """The last phase's."""
+        return self.phases[-1].weights
+
+    def at(self, share: float) -> Weights:
+        """The weights after `share` of the steps, in [0, 1]."""
+        return next((phase.weights for phase in self.phases if share < phase.until), self.losses)
+
+
+def _phases(first: Weights, second: Weights, third: Weights) -> tuple[Phase, ...]:
+    """Most steps learn from pairs; what needs a finished picture comes when the pictures show somebody."""
+    return (Phase(until=0.6, weights=first), Phase(until=0.8, weights=second), Phase(until=1.0, weights=third))
+
+
+def _only(weights: Weights) -> tuple[Phase, ...]:
+    return (Phase(until=1.0, weights=weights),)
+
+
+def _without(recipe: Recipe, name: str, **weights: float) -> Recipe:
+    """The recipe with some losses' weights replaced wherever they were not zero."""
+
+    def changed(phase: Phase) -> Phase:
+        present = {loss: weight for loss, weight in weights.items() if getattr(phase.weights, loss)}
+        return replace(phase, weights=replace(phase.weights, **present))
+
+    return replace(recipe, name=name, phases=tuple(changed(phase) for phase in recipe.phases))
+
+
+def _with(recipe: Recipe, name: str, **weights: float) -> Recipe:
+    """The recipe with further losses in its last phase."""
+    last = replace(recipe.phases[-1], weights=replace(recipe.losses, **weights))
+    return replace(recipe, name=name, phases=(*recipe.phases[:-1], last))
+
+
+REC = Weights()
+BOLID = Recipe(
+    name="bolid",
+    phases=_phases(
+        Weights(colour=1.0), Weights(colour=1.0, keypoints=1.0), Weights(colour=1.0, keypoints=1.0, clip=0.1)
+    ),
+)
+METHODS = {
+    recipe.name: recipe
+    for recipe in (
+        BOLID,
+        Recipe(name="ip_adapter", phases=_only(REC), parts=1, pose_guider="off"),
+        Recipe(name="instantid", phases=_only(REC), parts=1, identity_net=True, pose_guider="off"),
+        Recipe(
+            name="pulid",
+            phases=_phases(REC, Weights(embedding=1.0), Weights(embedding=1.0, semantic=0.6, layout=0.1)),
+            parts=1,
+            pose_guider="off",
+        ),
+    )
+}
+ABLATIONS = {
+    recipe.name: recipe
+    for recipe in (
+        replace(BOLID, name="bolid_rec", phases=_only(Weights(colour=1.0))),
+        replace(BOLID, name="bolid_one_view", parts=1),
+        replace(BOLID, name="bolid_5_tokens", identity_tokens=5),
+        replace(BOLID, name="bolid_40_tokens", identity_tokens=40),
+        replace(BOLID, name="bolid_k2", branch=replace(BOLID.branch, gradient_steps=2)),
+        replace(BOLID, name="bolid_k4", branch=replace(BOLID.branch, gradient_steps=4)),
+        replace(BOLID, name="bolid_frozen_guider", pose_guider="frozen"),
+        _without(BOLID, "bolid_no_id", keypoints=0.0),
+        _without(BOLID, "bolid_no_clip", clip=0.0),
+        _without(BOLID, "bolid_no_colour", colour=0.0),
+        _with(BOLID, "bolid_embedding", embedding=1.0),
+        _with(BOLID, "bolid_aligned", semantic=0.6, layout=0.1),
+    )
+}
+RECIPES = METHODS | ABLATIONS
+
+
+def recipe_config(config: AvatarConfig, recipe: Recipe) -> AvatarConfig:
+    """The sizes of a model that is trained by the recipe."""
+    return replace(
+        config,
+        parts=recipe.parts,
+        identity_tokens=recipe.identity_tokens,
+        identity_net=recipe.identity_net,
+        pose_guider=recipe.pose_guider != "off",
+    )

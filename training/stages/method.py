@@ -1,0 +1,317 @@
+"""The adapter stage by a recipe: BoLID with its losses on finished pictures, IP-Adapter, InstantID, PuLID.
+
+All train on the pairs of `stages.adapter`, on one frozen base. A recipe says what the person is read from, which
+networks are trained, and the losses' weights in each phase (`recipes.methods`).
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPModel
+
+from bolid_sdk.parts import part_boxes
+from bolid_training.conditions import masked_features, part_crops
+from bolid_training.data import People, cached, pixels, resize
+from bolid_training.lightning import Predict, lightning_sample
+from bolid_training.losses import (
+    Recorded,
+    cosine_loss,
+    keypoint_loss,
+    layout_alignment,
+    recorded_queries,
+    semantic_alignment,
+)
+from bolid_training.model.attention import share_body_id_attention
+from bolid_training.model.config import AvatarConfig
+from bolid_training.model.identity_net import identity_residuals
+from bolid_training.model.lightning import LORA_FILE, fuse_lora
+from bolid_training.model.pose_estimator import draw_heatmaps, load_pose_estimator
+from bolid_training.model.sampling import seeded_noise
+from bolid_training.precision import autocast, fastest_layout
+from bolid_training.recipes.methods import Recipe, Weights, recipe_config
+from bolid_training.stages.adapter import AdapterTask, ConditionedUNet
+from bolid_training.stages.clip import clip_pixels, tokenize
+from bolid_training.stages.pose import position_divergence
+from bolid_training.stages.unet import BODY_WEIGHT, diffusion_loss
+from bolid_training.views import upright
+
+KNOWN = 0.15  # of 64 captions; chance is 0.016
+CENTRE_OF = 512  # people whose mean is the zero of the embedding: what all have in common tells nobody apart
+
+
+class MethodUNet(ConditionedUNet):
+    """The frozen UNet, perhaps its few-step sibling, and what the recipe trains on them. A batch in, named tensors out.
+
+    `output` [B, c, h, w] and `colours` [B, 5, 3]; with `branch_noise` in the batch also finished `latents` of its first
+    samples, and, if the alignment has weight, what was recorded of the attention `with_id` and `text_only`.
+    """
+
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        config: AvatarConfig,
+        recipe: Recipe,
+        scheduler: DDIMScheduler,
+        fast: UNet2DConditionModel | None = None,
+    ):
+        super().__init__(unet, config)
+        self.recipe, self.scheduler, self.weights = recipe, scheduler, recipe.losses
+        if self.adapter.pose_guider is not None:
+            self.adapter.pose_guider.requires_grad_(recipe.pose_guider == "trained")
+        self.colours.requires_grad_(any(phase.weights.colour for phase in recipe.phases))
+        if fast is not None:
+            share_body_id_attention(fast.requires_grad_(False), self.adapter.layers)
+            fast.to(memory_format=fastest_layout())
+        self.frozen = (self.frozen[0], fast or self.frozen[0])
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor | Recorded]:
+        attention = self.attention(batch)
+        out = {"output": self.predict(batch, attention)}
+        if self.weights.colour:
+            out["colours"] = self.read_colours(attention)
+        if "branch_noise" in batch:
+            out |= self.branch(batch, attention)
+        return out
+
+    def predict(
+        self, batch: dict[str, Tensor], attention: dict[str, Tensor], unet: UNet2DConditionModel | None = None
+    ) -> Tensor:
+        features = batch["pose_features"] if "pose_features" in batch else self.pose_features(batch)
+        # a list of its own, for the UNet pops from the one it is given
+        guided = {} if features is None else {"down_intrablock_additional_residuals": list(features)}
+        if self.adapter.identity_net is not None and "identity_tokens" in attention:
+            skeleton = batch["skeleton"] * batch["keep_pose"][:, None, None, None]
+            guided |= identity_residuals(
+                self.adapter.identity_net,
+                batch["sample"],
+                batch["timestep"],
+                attention["identity_tokens"],
+                skeleton,
+            )
+        return (unet or self.frozen[0])(
+            batch["sample"],
+            batch["timestep"],
+            batch["encoder_hidden_states"],
+            cross_attention_kwargs=attention,
+            **guided,
+        ).sample
+
+    def pose_features(self, batch: dict[str, Tensor]) -> list[Tensor] | None:
+        """What the guider says of the skeletons, once for all steps of a picture."""
+        if self.adapter.pose_guider is None:
+            return None
+        return masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
+
+    def branch(self, batch: dict[str, Tensor], attention: dict[str, Tensor]) -> dict[str, Tensor | Recorded]:
+        """The lightning branch on the first samples of the batch, by the few-step UNet if there is one."""
+        count, options = len(batch["branch_noise"]), self.recipe.branch
+        told = {name: batch[name][:count] for name in ("encoder_hidden_states", "skeleton", "keep_pose")}
+        told["pose_features"] = self.pose_features(told)
+        tokens = {name: v if name.endswith("scale") else v[:count] for name, v in attention.items()}
+        sizes = {"steps": options.steps, "gradient_steps": options.gradient_steps}
+        with recorded_queries(self.frozen[1]) as with_id:
+            latents = lightning_sample(self._predictor(told, tokens), self.scheduler, batch["branch_noise"], **sizes)
+        if not self.weights.alignment:
+            return {"latents": latents}
+        nobody = {name: value for name, value in tokens.items() if not name.startswith("identity")}
+        with recorded_queries(self.frozen[1]) as text_only, torch.no_grad():
+            lightning_sample(self._predictor(told, nobody), self.scheduler, batch["branch_noise"], **sizes)
+        last = options.gradient_steps * len(self.adapter.layers)
+        return {"latents": latents, "with_id": with_id.last(last), "text_only": text_only.last(last)}
+
+    def _predictor(self, told: dict[str, Tensor], attention: dict[str, Tensor]) -> Predict:
+        return lambda sample, timestep: self.predict(
+            told | {"sample": sample, "timestep": timestep}, attention, self.frozen[1]
+        )
+
+
+class MethodTask(AdapterTask):
+    """One recipe. Raises FileNotFoundError when its lightning branch needs a few-step UNet that is not there."""
+
+    def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path, recipe: Recipe):
+        self.recipe, self.drops = recipe, recipe.drops
+        self.fast = few_step_unet(runs) if recipe.losses.branch and recipe.branch.distilled else None
+        self.views = "whole" if recipe.parts == 1 else "patches"
+        super().__init__(recipe_config(config, recipe), people, validation, runs)
+        self.clip = CLIPModel.from_pretrained(runs / "clip" / "model").eval().requires_grad_(False)
+        self.pose_estimator = load_pose_estimator(runs / "pose" / "model").eval().requires_grad_(False)
+        self.centre = self._centre() if recipe.losses.embedding else None
+        if any(phase.weights.clip for phase in recipe.phases):
+            warn_of_strangers(self.retrieval())
+        self.reach(0.0)
+
+    def reach(self, share: float) -> None:
+        """The phase after this share of the steps."""
+        self.weights = self.module.weights = self.recipe.at(share)
+
+    def build(self, unet: UNet2DConditionModel) -> MethodUNet:
+        return MethodUNet(unet, self.config, self.recipe, self.scheduler, self.fast)
+
+    def _arrays(self, people: People, split: str) -> dict[str, np.ndarray]:
+        arrays = super()._arrays(people, split)
+        if self.views == "whole":
+            file = self.runs / "cache" / f"whole-{split}-{len(people)}.npy"
+            arrays["whole"] = cached(file, lambda piece: self._whole(people.images[piece]), len(people))
+        return arrays
+
+    def _whole(self, images: np.ndarray) -> np.ndarray:
+        """float16 [N, 1, P, D]: patch tokens of whole pictures, as the runtime sees one without keypoints."""
+        nowhere = np.zeros((12, 3), np.float32)
+        crops = [part_crops(image, nowhere, self.config.vision_size)[:1] for image in images]
+        return self._encode(np.stack(crops))
+
+    def _centre(self) -> Tensor:
+        """[5, D]: the mean embedding of some photographs' parts."""
+        photos = np.flatnonzero(self.people.photos)[:CENTRE_OF]
+        patches = torch.from_numpy(self.train_arrays["patches"][photos].astype(np.float32))
+        return part_means(patches).mean(0)
+
+    def extras(
+        self, indices: np.ndarray, chosen: np.ndarray, captions: list[str], rng: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """In the recipe's share of the steps, for the lightning branch: noise, and what the picture has to show."""
+        options = self.recipe.branch
+        if not self.weights.branch or rng.random() >= options.share:
+            return {}
+        some = slice(options.samples)
+        shape = (len(indices[some]), *self.train_arrays["latents"].shape[1:])
+        extras = {
+            "branch_noise": torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)),
+            "keypoints": torch.from_numpy(self.people.keypoints[indices[some]]),
+            "text_embeds": self.embed_text(captions[some]),
+        }
+        if self.weights.embedding:
+            patches = self.train_arrays["patches"][chosen[some, 0]].astype(np.float32)
+            extras["person"] = part_means(torch.from_numpy(patches)) - self.centre
+        return extras
+
+    @torch.no_grad()
+    def embed_text(self, captions: list[str]) -> Tensor:
+        """CLIP's own embeddings [B, E]; the base's text encoder has moved away from them."""
+        text = self.clip.text_model(input_ids=tokenize(self.tokenizer, captions)).pooler_output
+        return self.clip.text_projection(text)
+
+    def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        out = module(batch)
+        rec = diffusion_loss(out["output"], batch, 1 + BODY_WEIGHT * batch["body"])
+        losses = {"rec": rec["loss"]}
+        if "colours" in out:
+            losses["colour"] = self.colour_loss(out["colours"], batch)
+        if "latents" in out:
+            losses |= self.branch_losses(out, batch)
+        return {"loss": weighted(losses, self.weights), "mse": rec["mse"]} | losses
+
+    @torch.no_grad()
+    def retrieval(self, count: int = 64) -> float:
+        """The share of `count` validation pictures whose own caption is nearest to them, in CLIP."""
+        captions = [captions[0] for captions in self.validation.captions[:count]]
+        images = self.embed_image(pixels(self.validation.images[:count]))
+        cosines = F.normalize(images) @ F.normalize(self.embed_text(captions)).T
+        return float((cosines.argmax(1) == torch.arange(len(captions))).float().mean())
+
+    def branch_losses(self, out: dict[str, Tensor | Recorded], batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The losses with weight on what the lightning branch has drawn; a condition that was dropped binds nobody."""
+        count, weights, losses = len(out["latents"]), self.weights, {}
+        keep = {name: batch[f"keep_{name}"][:count] for name in ("identity", "text", "pose")}
+        with autocast():
+            images = self.vae.decode(out["latents"]).sample.float()
+        found, heatmaps = self._see(images)
+        if weights.keypoints:
+            losses["keypoints"] = keypoint_loss(found, batch["keypoints"], keep["pose"])
+        if weights.heatmaps:
+            losses["heatmaps"] = position_divergence(
+                heatmaps, self._targets(batch["keypoints"], keep["pose"], heatmaps)
+            )
+        if weights.clip:
+            losses["clip"] = cosine_loss(self.embed_image(images), batch["text_embeds"], keep["text"])
+        if weights.embedding:
+            person = self.embed_person(images, found.detach()) - self.centre
+            losses["embedding"] = cosine_loss(person, batch["person"], keep["identity"])
+        if weights.alignment:
+            both = out["with_id"], out["text_only"]
+            losses["semantic"] = semantic_alignment(*both, keep["identity"])
+            losses["layout"] = layout_alignment(*both, keep["identity"])
+        return losses
+
+    def _see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Keypoints [B, 12, 3] and heatmaps of generated pictures, through the differentiable estimator."""
+        return self.pose_estimator(resize(images, self.pose_estimator.image_size[0]))
+
+    @staticmethod
+    def _targets(keypoints: Tensor, keep: Tensor, heatmaps: Tensor) -> Tensor:
+        """The heatmaps of the keypoints that are in the picture, of the samples that were shown a pose."""
+        drawn = draw_heatmaps(keypoints[..., :2], *heatmaps.shape[-2:])
+        return drawn * ((keypoints[..., 2] > 0) & keep[:, None])[..., None, None]
+
+    def embed_image(self, images: Tensor) -> Tensor:
+        """CLIP's embeddings [B, E] of pictures in [-1, 1], differentiable."""
+        return self.image_encoder(pixel_values=self._clip_pixels(images)).image_embeds
+
+    def embed_person(self, images: Tensor, keypoints: Tensor) -> Tensor:
+        """[B, 5, D]: the mean patch token of each part where `keypoints` [B, 12, 3] are.
+
+        Differentiable in the pictures. The network is the conditioning's own CLIP, hence no judge.
+        """
+        boxes = torch.from_numpy(np.concatenate([part_boxes(points) for points in keypoints.numpy()])).float()
+        views = upright((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2] - boxes[:, 0])
+        crops = views.cut(images.repeat_interleave(len(boxes) // len(images), 0), self.config.vision_size)
+        tokens = self.image_encoder(self._clip_pixels(crops), output_hidden_states=True).hidden_states[-2]
+        return part_means(tokens.unflatten(0, (len(images), -1)))
+
+    def _clip_pixels(self, images: Tensor) -> Tensor:
+        return clip_pixels(images, self.config.vision_size, self.extractor)
+
+    def draw(self, batch: dict[str, Tensor], skeletons: Tensor, steps: int = 20, guidance: float = 3.0) -> Tensor:
+        count, attention = len(skeletons), self.module.attention(batch)
+        told = batch | {
+            "skeleton": torch.cat([torch.zeros_like(skeletons), skeletons]),
+            "keep_pose": torch.arange(2 * count) >= count,
+        }
+        told["pose_features"] = self.module.pose_features(told)
+
+        def guided(sample: Tensor, timestep: Tensor) -> Tensor:
+            both = {"sample": torch.cat([sample] * 2), "timestep": torch.cat([timestep] * 2)}
+            first, last = self.module.predict(told | both, attention).chunk(2)
+            return first + guidance * (last - first)
+
+        noise = seeded_noise((count, *self.train_arrays["latents"].shape[1:]))
+        return lightning_sample(guided, self.scheduler, noise, steps=steps, gradient_steps=0)
+
+
+def warn_of_strangers(retrieval: float) -> None:
+    """L_CLIP teaches nothing when pictures and sentences have moved apart: the base trains its text encoder on, and an
+    unpacked checkpoint has no other."""
+    if retrieval < KNOWN:
+        warnings.warn(
+            f"CLIP finds {retrieval:.0%} of 64 captions by their pictures: L_CLIP would mislead. Train `stage clip` "
+            "anew into another --runs and copy its model here, or take a recipe without L_CLIP (bolid_no_clip)",
+            stacklevel=2,
+        )
+
+
+def few_step_unet(runs: Path) -> UNet2DConditionModel:
+    """The base with the LoRA of `stage lightning` fused into it. Raises FileNotFoundError."""
+    file = runs / "lightning" / "model" / LORA_FILE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} is missing, which the lightning branch of this recipe draws with: run "
+            "`bolid-train stage lightning` first, or let the base itself draw with --undistilled"
+        )
+    unet = UNet2DConditionModel.from_pretrained(runs / "unet" / "model")
+    fuse_lora(unet, file)
+    return unet
+
+
+def part_means(patch_tokens: Tensor) -> Tensor:
+    """Patch tokens [B, V, P, D] -> [B, V, D]: their mean, without the class token."""
+    return patch_tokens[:, :, 1:].mean(2)
+
+
+def weighted(losses: dict[str, Tensor], weights: Weights) -> Tensor:
+    """The sum that is minimised (eq. 1)."""
+    return torch.stack([getattr(weights, name) * value for name, value in losses.items()]).sum()
