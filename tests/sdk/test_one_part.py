@@ -78,7 +78,7 @@ def test_the_contract_has_what_the_sizes_say():
         "vae_decoder",
         "vae_encoder",
     }
-    assert capabilities(specs) == ("encode",)
+    assert capabilities(specs, SIZES) == ("encode",)
     assert "identity_tokens" in next(t for t in specs["denoiser"].inputs if t.name == "identity_tokens").shape
     assert not {"image_tokens", "image_scale"} & set(specs["denoiser"].input_names)
     assert "image_encoder" not in graph_specs(EMBEDDED)
