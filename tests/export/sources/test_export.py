@@ -47,7 +47,7 @@ def test_a_dry_run_lists_every_decision(sd15_folder, image_encoder_folder, ip_ad
     assert decisions["VAE"].startswith("AutoencoderTiny")
     assert decisions["identity"] == "IP-Adapter Plus, plus.safetensors"
     assert decisions["LoRA style.safetensors"] == "fused with weight 0.5"
-    assert planned["capabilities"] == ["encode"]
+    assert planned["capabilities"] == ["caching", "encode"]
     assert planned["sizes"]["parts"] == 1
     assert "identity:          IP-Adapter Plus" in plan(*options).stdout
     assert not (tmp_path / "out").exists()
@@ -82,7 +82,7 @@ def pictures():
 
 @pytest.mark.slow
 def test_a_bundle_without_bolids_own_parts_makes_pictures(bundle, pictures, image_encoder_folder, ip_adapters, style):
-    assert bundle.manifest.capabilities == ("encode",)
+    assert bundle.manifest.capabilities == ("caching", "encode")
     digest = hashlib.sha256(style.read_bytes()).hexdigest()
     assert bundle.manifest.sources["loras"] == [{"file": "style.safetensors", "sha256": digest, "weight": 0.25}]
     generator = Generator(bundle.path, backend="onnxruntime")
@@ -91,7 +91,7 @@ def test_a_bundle_without_bolids_own_parts_makes_pictures(bundle, pictures, imag
     np.testing.assert_allclose(tokens, published_tokens(square, image_encoder_folder, ip_adapters["base"]), atol=1e-4)
     assert generator.identify(pictures).tokens.shape == (12, 64)
     for option in ({"pose": np.zeros((12, 3))}, {"image_prompt": square}):
-        with pytest.raises(InputError, match="beyond a person and a prompt it has: encode"):
+        with pytest.raises(InputError, match="beyond a person and a prompt it has: caching, encode"):
             generator(square, "a person", **option)
 
 
