@@ -86,7 +86,8 @@ class Bundle:
     def identity_digest(self) -> str:
         """sha256 over what identity tokens depend on: bundles that share it can share identities."""
         manifest = self.manifest
-        files = [name for graph in IDENTITY_GRAPHS for name in manifest.graphs[graph].files]
+        graphs = [manifest.graphs[name] for name in IDENTITY_GRAPHS if name in manifest.graphs]
+        files = [name for graph in graphs for name in graph.files]
         parts = [*(manifest.files[name].sha256 for name in files), str(manifest.image_mean), str(manifest.image_std)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 

@@ -78,6 +78,7 @@ class Sizes:
     time_ids: int = 0
     """Numbers that tell the denoiser of a picture's size, TIME_IDS of them (SDXL); 0: it is not told."""
     image_size: int
+    """Side of the image encoder's input; zero when there is none and people are given as face embeddings."""
     patch_tokens: int
     """Tokens of one picture; a single one is CLIP's pooled, projected embedding."""
     patch_width: int
@@ -169,7 +170,7 @@ def graph_specs(sizes: Sizes) -> dict[str, GraphSpec]:
     specs = [
         _text_encoder(sizes),
         *([_pose_estimator(sizes)] if sizes.pose_height else []),
-        _image_encoder(sizes),
+        *([_image_encoder(sizes)] if sizes.image_size else []),
         _identity_encoder(sizes),
         *([_image_projector(sizes)] if sizes.image_tokens else []),
         *([_pose_guider(sizes)] if sizes.pose_channels else []),

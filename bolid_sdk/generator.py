@@ -100,6 +100,8 @@ class Generator:
     def identify(self, references: References) -> Identity:
         """Encodes a person from one or several pictures, to be used for any number of prompts.
 
+        A bundle of IP-Adapter FaceID takes face embeddings instead, float [D] or [references, D].
+
         Raises ImageError, PersonNotFoundError, SeveralPeopleError.
         """
         self._graphs.preload(["pose_estimator", "image_encoder", "identity_encoder"])

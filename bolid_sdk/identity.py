@@ -29,7 +29,7 @@ MAX_REFERENCES = 16
 MAX_FILE_BYTES = 64 * 1024 * 1024
 FIELDS = ("tokens", "keypoints", "aspect", "digest")
 
-References: TypeAlias = ImageSource | Sequence[ImageSource]
+References: TypeAlias = ImageSource | Sequence[ImageSource] | FloatArray
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,7 +80,9 @@ class Identity:
 
 
 def identify(graphs: Graphs, bundle: Bundle, references: References) -> Identity:
-    """Encodes one person from one or several pictures. Raises ImageError, PoseError, InputError."""
+    """Encodes one person from one or several pictures, or face embeddings. Raises ImageError, PoseError, InputError."""
+    if not bundle.manifest.sizes.image_size:
+        return _from_embeddings(graphs, bundle, references)
     sources = _as_list(references)
     images = [open_image(source) for source in sources]
     poses, notices = _poses(graphs, bundle, images, [_name(source, i) for i, source in enumerate(sources)])
@@ -98,6 +100,23 @@ def identify(graphs: Graphs, bundle: Bundle, references: References) -> Identity
         digest=bundle.identity_digest,
         notices=notices,
     )
+
+
+def _from_embeddings(graphs: Graphs, bundle: Bundle, references: References) -> Identity:
+    """A person as the adapter's own face network describes one: float [D] or [references, D]."""
+    sizes = bundle.manifest.sizes
+    given = np.asarray(references) if isinstance(references, np.ndarray) else np.zeros(0)
+    embeddings = np.atleast_2d(given.astype(np.float32)) if given.dtype.kind == "f" else np.zeros((0, 0), np.float32)
+    fits = embeddings.ndim == 2 and embeddings.shape[1] == sizes.patch_width
+    if not (fits and 1 <= len(embeddings) <= MAX_REFERENCES and np.isfinite(embeddings).all()):
+        what = f"an array of {given.dtype} {list(given.shape)}" if given.size else f"{type(references).__name__}"
+        raise InputError(
+            f"the bundle {bundle.manifest.name!r} knows people by face embeddings and {what} was given; expected float "
+            f"[{sizes.patch_width}] or [references, {sizes.patch_width}] from the face network that its adapter was "
+            "trained with"
+        )
+    tokens = _identity_tokens(graphs, embeddings[:, None], sizes)
+    return Identity(tokens=tokens, keypoints=None, aspect=1.0, digest=bundle.identity_digest)
 
 
 def unconditional_tokens(graphs: Graphs, bundle: Bundle) -> FloatArray:

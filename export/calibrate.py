@@ -94,8 +94,13 @@ def _with_references(
     pose: NDArray[np.float32],
     image_prompt: Image.Image,
 ) -> Scene:
-    """The scene with the person of `image` and the look of `image_prompt`; scales differ, so mixing them up shows."""
+    """The scene with the person of `image` and the look of `image_prompt`; scales differ, so mixing them up shows.
+
+    Without an image encoder a person is whoever the scene's seed stands for.
+    """
     side, extractor = scene.crops.shape[-1], checkpoint.feature_extractor
+    if not side:
+        return replace(scene, identity_scale=1.0, image_scale=0.5)
     aspect = image.width / image.height
     crops = crop_resize(image, part_boxes(pose, aspect) if sizes.parts > 1 else centre_box(aspect), side)
     whole = np.asarray(image_prompt.resize((side, side), Image.Resampling.BICUBIC))

@@ -202,7 +202,10 @@ def bind_graphs(checkpoint: Model, sizes: Sizes) -> dict[str, Graph]:
     networks: dict[str, tuple[type[Graph], nn.Module | None]] = {
         "text_encoder": (TextEncoder, checkpoint.text_encoder),
         "pose_estimator": (PoseEstimator, checkpoint.pose_estimator),
-        "image_encoder": (PooledImageEncoder if sizes.patch_tokens == 1 else ImageEncoder, checkpoint.image_encoder),
+        "image_encoder": (
+            PooledImageEncoder if checkpoint.adapter.reads == "pooled" else ImageEncoder,
+            checkpoint.image_encoder,
+        ),
         "identity_encoder": (IdentityEncoder, adapter.identity_encoder),
         "image_projector": (ImageProjector, adapter.image_projector),
         "pose_guider": (PoseGuider, adapter.pose_guider),

@@ -15,10 +15,11 @@ def expand_group_norms(graph: onnx.GraphProto) -> None:
     13 M parameters loads in half the time in this form (0.31 for 0.58 s) and steps 5-10 % faster (52 for 56 ms).
     """
     weights = {tensor.name: tensor for tensor in graph.initializer}
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in (*graph.value_info, *graph.input)}
     nodes: list[NodeProto] = []
     for node in graph.node:
         if node.op_type == "GroupNormalization":
-            constants, expanded = _expand(node, weights)
+            constants, expanded = _expand(node, weights, ranks[node.input[0]])
             graph.initializer.extend(constants)
             nodes += expanded
         else:
@@ -28,16 +29,18 @@ def expand_group_norms(graph: onnx.GraphProto) -> None:
     _drop_unused(graph)
 
 
-def _expand(node: NodeProto, weights: dict[str, TensorProto]) -> tuple[list[TensorProto], list[NodeProto]]:
+def _expand(node: NodeProto, weights: dict[str, TensorProto], rank: int) -> tuple[list[TensorProto], list[NodeProto]]:
+    """`rank` of the input: 4 in a UNet, 3 in the attention of a full autoencoder, which flattens pictures first."""
     attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     groups, epsilon = attributes["num_groups"], attributes.get("epsilon", 1e-5)
+    channels = (-1, *[1] * (rank - 2))
     scale, bias = (numpy_helper.to_array(weights[name]) for name in node.input[1:])
     arrays: dict[str, NDArray[np.generic]] = {
         "groups": np.array([0, groups, -1], np.int64),
         "ones": np.ones(groups, scale.dtype),
         "zeros": np.zeros(groups, scale.dtype),
-        "scale": scale.reshape(-1, 1, 1),
-        "bias": bias.reshape(-1, 1, 1),
+        "scale": scale.reshape(channels),
+        "bias": bias.reshape(channels),
     }
     scope = node.name
     names = {name: f"{scope}/{name}" for name in arrays}

@@ -53,11 +53,21 @@ def condition(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> dict
 
 def _patch_tokens(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> FloatArray:
     """Of a black picture, the image prompt and the crops: [2 + V, P, D]. A black picture's pooled embedding is zero."""
+    if "image_encoder" not in engines:
+        return _embeddings(scene, sizes)
     blank = np.zeros_like(scene.image_prompt)
     patches = _run(engines, "image_encoder", pixels=np.stack([blank, scene.image_prompt, *scene.crops]))
     if sizes.patch_tokens == 1:
         patches = np.concatenate([np.zeros_like(patches[:1]), patches[1:]])
     return patches
+
+
+def _embeddings(scene: Scene, sizes: Sizes) -> FloatArray:
+    """Random unit vectors, as a face network's are, in place of pictures that nobody here can turn into them."""
+    shape = (2 + len(scene.crops), 1, sizes.patch_width)
+    vectors = np.random.default_rng(scene.seed).standard_normal(shape).astype(np.float32)
+    vectors[0] = 0
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
 
 
 def _identity_tokens(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes, patches: FloatArray) -> FloatArray:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bolid_export.sources.files import Shapes
+from bolid_export.sources.model import Features
 
 Role = Literal["identity", "image_prompt", "pose_guider"]
 
@@ -18,9 +19,9 @@ DEPTH = 4  # of every published Resampler, and the only one that diffusers reads
 class AdapterKind:
     """`mark` starts a key of this kind, and no key of the kinds that are asked before it.
 
-    `first` and `last` of its weights are as wide as the image encoder's output and as the text. `pooled`: reads CLIP's
-    projected embedding instead of patch tokens. `needs`: what the runtime would have to have, for kinds that are
-    recognised and refused.
+    `first` and `last` of its weights are as wide as what it `reads` and as the text. `loras`: it also has low-rank
+    changes of every attention layer. `needs`: what the runtime would have to have, for kinds that are recognised and
+    refused.
     """
 
     name: str
@@ -28,14 +29,26 @@ class AdapterKind:
     image_proj: Callable[[], Iterable[str]]
     first: str = "proj_in.weight"
     last: str = "norm_out.weight"
-    pooled: bool = False
+    reads: Features = "patches"
+    loras: bool = False
     needs: str | None = None
 
     def keys(self, layers: int) -> set[str]:
         """Every key of a file for a UNet with so many cross-attention layers."""
         attention = {f"ip_adapter.{2 * i + 1}.to_{kv}_ip.weight" for i in range(layers) for kv in "kv"}
         own = {PART_EMBEDDING} if self is BOLID else set()
+        if self.loras:
+            own |= {key for index in range(2 * layers) for key in lora_keys(index)}
         return attention | own | {f"image_proj.{name}" for name in self.image_proj()}
+
+
+def lora_keys(index: int) -> dict[str, str]:
+    """Names of the low-rank changes of attention layer `index`, cross and self, and the layers they change."""
+    return {
+        f"ip_adapter.{index}.{layer}_lora.{slot}.weight": {"to_out": "to_out.0"}.get(layer, layer)
+        for layer in ("to_q", "to_k", "to_v", "to_out")
+        for slot in ("down", "up")
+    }
 
 
 def _with_bias(*names: str) -> list[str]:
@@ -54,10 +67,7 @@ def _nothing() -> list[str]:
     return []
 
 
-FACE = (
-    "a face embedding of insightface's ArcFace, and the SDK has no face network; take an IP-Adapter that reads CLIP: "
-    "base, Plus, Plus-face or full-face"
-)
+FACE = "a face embedding and CLIP's patches of the face at once; take FaceID, Plus-face or full-face"
 
 BOLID = AdapterKind(name="BoLID", mark=PART_EMBEDDING, image_proj=_resampler)
 FACE_ID_PLUS = AdapterKind(
@@ -70,7 +80,7 @@ BASE = AdapterKind(
     image_proj=lambda: _with_bias("proj", "norm"),
     first="proj.weight",
     last="norm.weight",
-    pooled=True,
+    reads="pooled",
 )
 FULL = AdapterKind(
     name="IP-Adapter full",
@@ -83,7 +93,10 @@ FACE_ID = AdapterKind(
     name="IP-Adapter FaceID",
     mark="image_proj.norm.weight",
     image_proj=lambda: _with_bias("proj.0", "proj.2", "norm"),
-    needs=FACE,
+    first="proj.0.weight",
+    last="norm.weight",
+    reads="embedding",
+    loras=True,
 )
 PULID = AdapterKind(
     name="PuLID",
@@ -102,4 +115,5 @@ def kind_of(shapes: Shapes) -> AdapterKind | None:
 
 def context_width(shapes: Shapes) -> int | None:
     """Width of the tokens that an adapter's keys and values read: the cross-attention width of its model."""
-    return next((shape[1] for name, shape in shapes.items() if name.endswith(".to_k_ip.weight")), None)
+    widths = [shape[1] for name, shape in shapes.items() if name.endswith(".to_k_ip.weight") and len(shape) == 2]
+    return widths[0] if widths else None

@@ -11,11 +11,20 @@ from diffusers.models.embeddings import IPAdapterFullImageProjection
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
-from bolid_export.sources.adapter_kinds import BOLID, PART_EMBEDDING, AdapterKind, Role, context_width, kind_of
+from bolid_export.sources.adapter_kinds import (
+    BOLID,
+    PART_EMBEDDING,
+    AdapterKind,
+    Role,
+    context_width,
+    kind_of,
+    lora_keys,
+)
 from bolid_export.sources.encoders import PooledProjection, ViewEncoder
 from bolid_export.sources.families import width_name
 from bolid_export.sources.files import listed, read_shapes, read_tensors, require_keys
-from bolid_export.sources.model import Adapters
+from bolid_export.sources.loras import LowRank
+from bolid_export.sources.model import Adapters, Features
 from bolid_sdk.contracts import PARTS
 from bolid_sdk.errors import InputError
 from bolid_training.model.attention import install_body_id_attention
@@ -97,16 +106,19 @@ def _role(file: AdapterFile, *, has_identity: bool) -> Role:
 
 
 def attach_adapters(
-    unet: UNet2DConditionModel, image_encoder: CLIPVisionModelWithProjection, roles: Mapping[Role, AdapterFile]
+    unet: UNet2DConditionModel, image_encoder: CLIPVisionModelWithProjection | None, roles: Mapping[Role, AdapterFile]
 ) -> Adapters:
     """Installs decoupled attention in `unet` and loads every adapter, in float32. Raises InputError."""
     files = {role: roles[role] for role in BRANCHES if role in roles}
-    _require_one_kind_of_features(files)
+    features_read(roles)
+    attentions = [unet.get_submodule(name.removesuffix(".processor")) for name in unet.attn_processors]
     layers = install_body_id_attention(unet, [BRANCHES[role] for role in files])
     states = {role: _read(file, unet, layers, image_encoder) for role, file in files.items()}
     for role, state in states.items():
         _load_keys_and_values(layers, BRANCHES[role], state)
-    patches = (image_encoder.config.image_size // image_encoder.config.patch_size) ** 2 + 1
+        if files[role].kind.loras:
+            _fuse(attentions, state)
+    patches = (image_encoder.config.image_size // image_encoder.config.patch_size) ** 2 + 1 if image_encoder else 1
     identity, prompt = files["identity"], files.get("image_prompt")
     projection = _projection(identity, unet, states["identity"])
     prompt_projection = _projection(prompt, unet, states["image_prompt"]) if prompt else None
@@ -116,7 +128,8 @@ def attach_adapters(
         identity_encoder=_identity_encoder(identity, projection, states["identity"]),
         identity_tokens=_tokens(projection, patches),
         parts=PARTS if identity.kind is BOLID else 1,
-        pooled=identity.kind.pooled,
+        reads=identity.kind.reads,
+        width=states["identity"][f"image_proj.{identity.kind.first}"].shape[1],
         image_projector=_pooled(prompt, prompt_projection) if prompt else None,
         image_tokens=_tokens(prompt_projection, patches) if prompt else 0,
         pose_guider=load_pose_guider(guider.path, unet) if guider else None,
@@ -146,19 +159,28 @@ def load_pose_guider(folder: Path, unet: UNet2DConditionModel) -> T2IAdapter:
     return guider.float().eval().requires_grad_(False)
 
 
-def _require_one_kind_of_features(files: Mapping[Role, AdapterFile]) -> None:
-    """A bundle has one image encoder with one output."""
-    if len({file.kind.pooled for file in files.values()}) > 1:
-        named = ", ".join(
-            f"{file.name} ({'pooled' if file.kind.pooled else 'patch tokens'})" for file in files.values()
-        )
-        raise InputError(
-            f"identity and image prompt read different outputs of the image encoder: {named}; take two alike"
-        )
+def features_read(roles: Mapping[Role, AdapterFile]) -> Features:
+    """What the adapters read of a picture. A bundle has one image encoder with one output: else raises InputError."""
+    files = [roles[role] for role in BRANCHES if role in roles]
+    if len({file.kind.reads for file in files}) > 1:
+        named = ", ".join(f"{file.name} ({file.kind.reads})" for file in files)
+        raise InputError(f"identity and image prompt read different things of a picture: {named}; take two alike")
+    return files[0].kind.reads
+
+
+def _fuse(attentions: Sequence[nn.Module], state: Mapping[str, Tensor]) -> None:
+    """FaceID's changes of the UNet's own layers, in diffusers' order of attention layers, with full weight."""
+    for index, attention in enumerate(attentions):
+        names = list(lora_keys(index).items())
+        for (down, layer), (up, _) in zip(names[::2], names[1::2], strict=True):
+            LowRank(down=state[down], up=state[up], scale=1.0).add_to(attention.get_submodule(layer), 1.0)
 
 
 def _read(
-    file: AdapterFile, unet: UNet2DConditionModel, layers: nn.ModuleList, image_encoder: CLIPVisionModelWithProjection
+    file: AdapterFile,
+    unet: UNet2DConditionModel,
+    layers: nn.ModuleList,
+    image_encoder: CLIPVisionModelWithProjection | None,
 ) -> dict[str, Tensor]:
     """The file's tensors, after its keys and widths were found to fit the model."""
     state = read_tensors(file.path)
@@ -180,8 +202,10 @@ def _read(
     return state
 
 
-def _require_image_encoder(file: AdapterFile, shapes: Mapping[str, tuple[int, ...]], encoder: nn.Module) -> None:
-    width = encoder.config.projection_dim if file.kind.pooled else encoder.config.hidden_size
+def _require_image_encoder(file: AdapterFile, shapes: Mapping[str, tuple[int, ...]], encoder: nn.Module | None) -> None:
+    if file.kind.reads == "embedding":
+        return
+    width = encoder.config.projection_dim if file.kind.reads == "pooled" else encoder.config.hidden_size
     if (found := shapes[f"image_proj.{file.kind.first}"][1]) != width:
         raise InputError(
             f"{file.path} does not fit the image encoder: it reads embeddings {found} wide, the encoder's are {width}; "
@@ -231,11 +255,12 @@ def _identity_encoder(file: AdapterFile, projection: nn.Module, state: Mapping[s
 
 
 def _pooled(file: AdapterFile, projection: nn.Module) -> nn.Module:
-    return (PooledProjection(projection) if file.kind.pooled else projection).eval().requires_grad_(False)
+    return (projection if file.kind.reads == "patches" else PooledProjection(projection)).eval().requires_grad_(False)
 
 
 def _tokens(projection: nn.Module, patches: int) -> int:
     """Tokens of one picture: a Resampler's queries, a pooled projection's number, or a token for each patch."""
     if isinstance(projection, IPAdapterFullImageProjection):
         return patches
-    return getattr(projection, "num_image_text_embeds", None) or projection.latents.shape[1]
+    known = getattr(projection, "num_image_text_embeds", None) or getattr(projection, "num_tokens", None)
+    return known or projection.latents.shape[1]

@@ -13,7 +13,15 @@ from transformers import CLIPVisionModelWithProjection
 
 import bolid_training
 from bolid_export.sources.adapter_kinds import Role
-from bolid_export.sources.adapters import PLACES, AdapterFile, assign_roles, attach_adapters, open_adapter, own_adapters
+from bolid_export.sources.adapters import (
+    PLACES,
+    AdapterFile,
+    assign_roles,
+    attach_adapters,
+    features_read,
+    open_adapter,
+    own_adapters,
+)
 from bolid_export.sources.diffusers_folder import (
     PARTS_READ,
     check_folder,
@@ -112,7 +120,7 @@ def _own_adapters(model: Path) -> dict[Role, AdapterFile]:
 
 def _complete(model: Path, base: Base, roles: Mapping[Role, AdapterFile], choices: Choices) -> Model:
     """The base with the encoders and adapters that make a person of it."""
-    image_encoder = _image_encoder(model, choices)
+    image_encoder = None if features_read(roles) == "embedding" else _image_encoder(model, choices)
     poses = model / "pose_estimator"
     return Model(
         **vars(base),
@@ -168,8 +176,7 @@ def _decisions(model: Path, checkpoint: Model, roles: Mapping[Role, AdapterFile]
         "layout": "single file" if model.is_file() else "diffusers folder",
         "prediction type": f"{scheduler.prediction_type}, {given}",
         "VAE": f"{type(checkpoint.vae).__name__} of {choices.vae or 'the model'}",
-        "image encoder": f"{choices.image_encoder or 'the model'}'s, "
-        + ("its pooled embedding" if checkpoint.adapter.pooled else "its patch tokens"),
+        "image encoder": _encoder_decision(checkpoint, choices),
     }
     for role, file in roles.items():
         decisions[role.replace("_", " ")] = f"{file.name}, {file.path.name}"
@@ -178,6 +185,13 @@ def _decisions(model: Path, checkpoint: Model, roles: Mapping[Role, AdapterFile]
     for lora in choices.loras:
         decisions[f"LoRA {lora.path.name}"] = f"fused with weight {lora.weight:g}"
     return decisions
+
+
+def _encoder_decision(checkpoint: Model, choices: Choices) -> str:
+    if checkpoint.image_encoder is None:
+        return f"none: people are given as face embeddings, {checkpoint.adapter.width} wide"
+    output = {"patches": "patch tokens", "pooled": "pooled embedding"}[checkpoint.adapter.reads]
+    return f"{output} of {choices.image_encoder or 'the model'}'s"
 
 
 def _reading(path: Path, read: Callable[..., T], *arguments: Any) -> T:

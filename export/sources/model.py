@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, T2IAdapter, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from bolid_training.model.pose_estimator import PoseEstimator
+
+Features = Literal["patches", "pooled", "embedding"]
+"""CLIP's patch tokens; its projected embedding as the only token; or a face network's embedding, without CLIP."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +43,15 @@ class Adapters:
     """What makes a person of it. `layers` are the UNet's own attention processors, in IP-Adapter's order.
 
     `identity_encoder`: patch tokens [B, V, P, D] (and int64 parts [B, V], if `parts` > 1) -> identity tokens;
-    `image_projector`: patch tokens [B, P, D] -> image tokens. `pooled`: the encoders read CLIP's projected embedding,
-    as one token, instead of patches.
+    `image_projector`: patch tokens [B, P, D] -> image tokens. `reads`: what these tokens are, D = `width` wide.
     """
 
     layers: nn.ModuleList
     identity_encoder: nn.Module
     identity_tokens: int
     parts: int
-    pooled: bool
+    reads: Features
+    width: int
     image_projector: nn.Module | None
     image_tokens: int
     pose_guider: T2IAdapter | None
@@ -59,7 +63,7 @@ class Adapters:
 class Model(Base):
     """A base with everything that is exported with it; None: the bundle lacks what needs it."""
 
-    image_encoder: CLIPVisionModelWithProjection
+    image_encoder: CLIPVisionModelWithProjection | None
     feature_extractor: CLIPImageProcessor
     pose_estimator: PoseEstimator | None
     adapter: Adapters

@@ -7,8 +7,8 @@ from bolid_sdk.contracts import Sizes
 
 def model_sizes(checkpoint: Model) -> Sizes:
     """Sizes of every graph of `checkpoint`. Sides of a picture may be half to double the trained ones."""
-    unet, vision = checkpoint.unet.config, checkpoint.image_encoder.config
-    adapter, factor = checkpoint.adapter, vae_factor(checkpoint)
+    unet, adapter, factor = checkpoint.unet.config, checkpoint.adapter, vae_factor(checkpoint)
+    vision = checkpoint.image_encoder.config if checkpoint.image_encoder else None
     pose_height, pose_width = checkpoint.pose_estimator.image_size if checkpoint.pose_estimator else (0, 0)
     native = unet.sample_size * factor
     step = factor * 2 ** (len(unet.block_out_channels) - 1)
@@ -17,9 +17,9 @@ def model_sizes(checkpoint: Model) -> Sizes:
         vae_factor=factor,
         text_length=min(checkpoint.tokenizer.model_max_length, checkpoint.text_encoder.config.max_position_embeddings),
         context_width=unet.cross_attention_dim,
-        image_size=vision.image_size,
-        patch_tokens=1 if adapter.pooled else (vision.image_size // vision.patch_size) ** 2 + 1,
-        patch_width=vision.projection_dim if adapter.pooled else vision.hidden_size,
+        image_size=vision.image_size if vision else 0,
+        patch_tokens=(vision.image_size // vision.patch_size) ** 2 + 1 if adapter.reads == "patches" else 1,
+        patch_width=adapter.width,
         identity_tokens=adapter.identity_tokens,
         image_tokens=adapter.image_tokens,
         cross_attention_layers=len(adapter.layers),

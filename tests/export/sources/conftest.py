@@ -111,6 +111,8 @@ def ip_adapters(sd15_folder, tmp_path_factory) -> dict[str, Path]:
     files = {}
     for name, projection in PROJECTIONS.items():
         published = {f"image_proj.{key}": tensor for key, tensor in projection(random).items()}
+        if name == "face_id":
+            published |= face_id_changes(UNet2DConditionModel.from_pretrained(sd15_folder / "unet"), random)
         files[name] = folder / f"{name}.safetensors"
         save_file(published | attention, files[name])
     return files
@@ -126,6 +128,23 @@ def keys_and_values(unet, random) -> dict[str, torch.Tensor]:
         for index, size in enumerate(hidden)
         for kv in "kv"
     }
+
+
+def face_id_changes(unet, random, rank=2) -> dict[str, torch.Tensor]:
+    """FaceID also changes every attention layer, cross and self: IP-Adapter's count, down, up, then mid."""
+    names = [name.removesuffix(".processor") for name in unet.attn_processors]
+    order = [name for block in ("down", "up", "mid") for name in names if name.startswith(block)]
+    state = {}
+    for index, attention in enumerate(map(unet.get_submodule, order)):
+        for layer, module in (("to_q", attention.to_q), ("to_k", attention.to_k), ("to_v", attention.to_v)):
+            state |= change(random, f"ip_adapter.{index}.{layer}_lora", module, rank)
+        state |= change(random, f"ip_adapter.{index}.to_out_lora", attention.to_out[0], rank)
+    return state
+
+
+def change(random, name, module, rank):
+    down, up = normal(random, rank, module.in_features), normal(random, module.out_features, rank)
+    return {f"{name}.down.weight": down, f"{name}.up.weight": 0.3 * up}
 
 
 def normal(random, *shape):

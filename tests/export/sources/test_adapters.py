@@ -16,7 +16,7 @@ from bolid_export.to_onnx import to_onnx
 from bolid_export.verify import load_engines
 from bolid_sdk.errors import InputError
 
-KINDS = ("base", "plus", "full")
+KINDS = ("base", "plus", "full", pytest.param("face_id", marks=pytest.mark.slow))
 LEAST = 0.9999
 
 
@@ -28,8 +28,17 @@ class Case:
     pipe: StableDiffusionPipeline
     sizes: object
 
+    def references(self, random, count):
+        """Pixels, or what a face network says of them."""
+        side = self.sizes.image_size
+        shape = (count, 3, side, side) if side else (count, self.sizes.patch_width)
+        return random.standard_normal(shape).astype(np.float32)
+
     def engine_tokens(self, pixels):
         """Both branches [2, N, C], as the runtime makes them."""
+        if not self.sizes.image_size:
+            views = np.stack([np.zeros_like(pixels), pixels])[:, :, None]
+            return self.run("identity_encoder", patch_tokens=views)
         patches = self.run("image_encoder", pixels=np.concatenate([np.zeros_like(pixels), pixels]))
         if self.sizes.patch_tokens == 1:
             patches[: len(pixels)] = 0
@@ -60,7 +69,11 @@ class Case:
     @torch.no_grad()
     def diffusers_output(self, sample, text, pixels, scale, guidance):
         self.pipe.set_ip_adapter_scale(scale)
-        embeds = self.pipe.prepare_ip_adapter_image_embeds([torch.from_numpy(pixels)], None, "cpu", 1, True)
+        given = torch.from_numpy(pixels)
+        if self.sizes.image_size:
+            embeds = self.pipe.prepare_ip_adapter_image_embeds([given], None, "cpu", 1, True)
+        else:
+            embeds = [torch.stack([torch.zeros_like(given), given])]
         first, last = self.pipe.unet(
             torch.from_numpy(sample).repeat(2, 1, 1, 1),
             301,
@@ -83,7 +96,9 @@ def case(request, sd15_folder, image_encoder_folder, ip_adapters, denoisers):
     sizes = model_sizes(model)
     graphs = bind_graphs(model, sizes)
     traced, folder = denoisers
-    wanted = {"image_encoder", "identity_encoder"} | ({"denoiser"} - traced.keys())
+    if request.param == "face_id":  # which changes the UNet itself
+        traced = {}
+    wanted = graphs.keys() & {"image_encoder", "identity_encoder"} | ({"denoiser"} - traced.keys())
     engines = {}
     for name in sorted(wanted):
         path = folder / f"{request.param}-{name}.onnx"
@@ -110,8 +125,8 @@ def test_the_engine_equals_diffusers(case, references, scale, guidance):
     """One engine, other numbers of tokens and other scales, no rebuild."""
     random = np.random.default_rng(0)
     normal = lambda *shape: random.standard_normal(shape).astype(np.float32)  # noqa: E731
-    side, sizes = case.sizes.image_size, case.sizes
-    pixels, sample = normal(references, 3, side, side), normal(1, 4, 8, 8)
+    sizes = case.sizes
+    pixels, sample = case.references(random, references), normal(1, 4, 8, 8)
     text = normal(2, 77, sizes.context_width)
     tokens = case.engine_tokens(pixels)
     assert tokens.shape == (2, references * sizes.identity_tokens, sizes.context_width)
@@ -163,8 +178,8 @@ def test_mistakes_are_named(sd15_folder, image_encoder_folder, ip_adapters, tmp_
     refused(wide, r"text is 2048 \(SDXL\) wide, the model's 64")
     narrow = state | {"image_proj.proj.weight": torch.zeros(256, 48)}
     refused(narrow, "reads embeddings 48 wide, the encoder's are 24")
-    with pytest.raises(InputError, match="FaceID, which needs a face embedding"):
-        open_one(ip_adapters["face_id"])
+    with pytest.raises(InputError, match=r"IP-Adapter FaceID \(embedding\), IP-Adapter Plus \(patches\)"):
+        open_one(ip_adapters["face_id"], ip_adapters["plus"])
     with pytest.raises(InputError, match="FaceID Plus, which needs"):
         open_one(ip_adapters["face_id_plus"])
     torch.save({"image_proj": Evil()}, tmp_path / "evil.bin")
@@ -181,7 +196,7 @@ def test_the_second_ip_adapter_is_the_image_prompt(sd15_folder, image_encoder_fo
     assert source.decisions["identity"].startswith("IP-Adapter full")
     assert source.decisions["image prompt"].startswith("IP-Adapter Plus")
     assert {"adapter/identity.safetensors", "adapter/image_prompt.safetensors"} <= source.hashes.keys()
-    with pytest.raises(InputError, match=r"IP-Adapter \(pooled\), IP-Adapter Plus \(patch tokens\)"):
+    with pytest.raises(InputError, match=r"IP-Adapter \(pooled\), IP-Adapter Plus \(patches\)"):
         open_with(sd15_folder, image_encoder_folder, ip_adapters["base"], ip_adapters["plus"])
     with pytest.raises(InputError, match="two adapters of one kind"):
         open_with(sd15_folder, image_encoder_folder, *[ip_adapters["plus"]] * 3)
