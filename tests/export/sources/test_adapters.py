@@ -96,17 +96,22 @@ def case(request, sd15_folder, image_encoder_folder, ip_adapters, denoisers):
     sizes = model_sizes(model)
     graphs = bind_graphs(model, sizes)
     traced, folder = denoisers
-    if request.param == "face_id":  # which changes the UNet itself
-        traced = {}
-    wanted = graphs.keys() & {"image_encoder", "identity_encoder"} | ({"denoiser"} - traced.keys())
     engines = {}
-    for name in sorted(wanted):
-        path = folder / f"{request.param}-{name}.onnx"
-        onnx = to_onnx(graphs[name], size_step=sizes.size_step, vae_factor=sizes.vae_factor)
-        path.write_bytes(onnx.SerializeToString())
-        engines |= load_engines({name: path}, {name: graphs[name].spec})
-    traced.setdefault("denoiser", engines.get("denoiser"))
-    return Case(engines=engines | traced, pipe=plain_pipeline(sd15_folder, image_encoder_folder, file), sizes=sizes)
+    for name in graphs.keys() & {"image_encoder", "identity_encoder", "denoiser"}:
+        key = sharing(name, request.param, model)
+        if key not in traced:
+            path = folder / f"{key}.onnx"
+            onnx = to_onnx(graphs[name], size_step=sizes.size_step, vae_factor=sizes.vae_factor)
+            path.write_bytes(onnx.SerializeToString())
+            traced[key] = load_engines({name: path}, {name: graphs[name].spec})[name]
+        engines[name] = traced[key]
+    return Case(engines=engines, pipe=plain_pipeline(sd15_folder, image_encoder_folder, file), sizes=sizes)
+
+
+def sharing(graph, kind, model):
+    """Kinds share the denoiser unless they change the UNet, and the image encoder if they read the same of it."""
+    own = {"denoiser": kind == "face_id", "image_encoder": model.adapter.reads}
+    return f"{graph}-{own.get(graph, kind)}"
 
 
 def plain_pipeline(folder, image_encoder, file):
