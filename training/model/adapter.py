@@ -30,13 +30,19 @@ _RESAMPLER_NAMES = (
 
 
 def build_pose_guider(unet: UNet2DConditionModel) -> T2IAdapter:
-    """T2I-Adapter (arXiv:2302.08453): a drawn skeleton [B, 3, H, W] in [0, 1] -> a feature map for each down block."""
+    """T2I-Adapter (arXiv:2302.08453): a drawn skeleton [B, 3, H, W] in [0, 1] -> a feature map for each down block.
+
+    diffusers adds a feature map inside a down block with attention, but behind a plain one. A UNet whose first block is
+    plain, as SDXL's, needs maps of half the latent's size, and has one for the middle besides.
+    """
+    channels = list(unet.config.block_out_channels)
+    plain_first = unet.config.down_block_types[0] == "DownBlock2D"
     return T2IAdapter(
         in_channels=3,
-        channels=list(unet.config.block_out_channels),
+        channels=[*channels, *channels[2:]] if plain_first else channels,
         num_res_blocks=1,
-        downscale_factor=8,
-        adapter_type="full_adapter",
+        downscale_factor=16 if plain_first else 8,
+        adapter_type="full_adapter_xl" if plain_first else "full_adapter",
     )
 
 
@@ -46,7 +52,7 @@ class Adapter(nn.Module):
     def __init__(self, unet: UNet2DConditionModel, config: AvatarConfig):
         super().__init__()
         self.layers = install_body_id_attention(unet)
-        embed_dim, output_dim, width = config.text_width, unet.config.cross_attention_dim, config.resampler_width
+        embed_dim, output_dim, width = config.patch_width, unet.config.cross_attention_dim, config.resampler_width
         self.identity_encoder = BodyEncoder(
             parts=config.parts,
             embed_dim=embed_dim,

@@ -9,6 +9,10 @@ class AvatarConfig:
 
     Set on validation people after training: `pose_threshold`, the pose estimator's mean confidence below which a
     picture shows nobody, and `guidance`, with which a bundle samples when nothing is said.
+
+    `text_width_2` > 0 makes it an SDXL: a second text tower, whose states are put beside the first one's and whose
+    projection is the pooled text. `unet_transformer_layers`: of each down block's attention, 0 for a block without; the
+    avatar's are SD1.5's in small, SDXL's are (0, 2, 10). `vision_width`: of the image encoder, `text_width` if it is 0.
     """
 
     image_size: int = 128
@@ -17,12 +21,16 @@ class AvatarConfig:
     vocabulary: int = 1024
     text_width: int = 192
     text_layers: int = 4
+    text_width_2: int = 0
+    text_layers_2: int = 0
+    vision_width: int = 0
     vision_layers: int = 6
     vision_size: int = 64
     vision_patch: int = 8
     clip_projection: int = 192
     unet_channels: tuple[int, ...] = (64, 128, 256)
     unet_layers_per_block: int = 1
+    unet_transformer_layers: tuple[int, ...] = (1, 1, 0)
     attention_head_dim: int = 32
     pose_size: int = 96
     pose_width: int = 128
@@ -35,3 +43,13 @@ class AvatarConfig:
     guidance: float = 3.0
     beta_start: float = 0.00085
     beta_end: float = 0.012
+
+    @property
+    def context_width(self) -> int:
+        """Width of the text that cross-attention reads."""
+        return self.text_width + self.text_width_2
+
+    @property
+    def patch_width(self) -> int:
+        """Width of the image encoder's patch tokens."""
+        return self.vision_width or self.text_width
