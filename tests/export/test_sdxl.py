@@ -8,6 +8,8 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     StableDiffusionXLAdapterPipeline,
     StableDiffusionXLPipeline,
@@ -16,7 +18,7 @@ from diffusers import (
 
 from bolid_export.graphs import bind_graphs
 from bolid_export.metrics import psnr
-from bolid_export.package import build_manifest, bundle_files, save_tokenizers
+from bolid_export.package import build_manifest, bundle_files, default_sampling, noise_schedule, save_tokenizers
 from bolid_export.pipeline import Target, export_bundle
 from bolid_export.sources import model_sizes, open_source
 from bolid_export.sources.sizes import time_ids, token_inputs
@@ -35,6 +37,7 @@ from bolid_training.model.config import AvatarConfig
 PROMPT, SEED = "a person, sitting on a red sofa", 7
 WIDTH, HEIGHT = 96, 64
 LEAST = 45  # dB, of 8-bit pictures
+GUIDED, PLAIN = Sampling(steps=6, guidance=5.0), Sampling(steps=3, guidance=1.0)
 
 CONFIG = AvatarConfig(
     image_size=64,
@@ -233,9 +236,6 @@ def signed_psnr(a, b):
     return psnr(2 * a - 1, 2 * b - 1)
 
 
-GUIDED, PLAIN = Sampling(steps=6, guidance=5.0), Sampling(steps=3, guidance=1.0)
-
-
 def test_the_contract_of_sdxl(sizes, bundle):
     assert (sizes.context_width, sizes.pooled_width, sizes.time_ids, sizes.token_inputs) == (192, 32, 6, 2)
     assert sizes.pose_divisors == (2, 2, 4, 4)
@@ -256,6 +256,32 @@ def test_the_runtime_draws_what_diffusers_sdxl_pipeline_draws(generator, pipe, p
     """Prompt to pixels: tokenizers, both towers, zeros as unconditional text, sizes, guidance, Euler, VAE."""
     expected = reference(pipe, sizes, image_embeds, GUIDED)
     assert signed_psnr(drawn(generator, person, GUIDED), expected) > LEAST
+
+
+@pytest.mark.parametrize(
+    ("scheduler_class", "changes", "sampling"),
+    [
+        (EulerAncestralDiscreteScheduler, {"timestep_spacing": "trailing"}, replace(PLAIN, steps=1)),  # SDXL-Turbo
+        (EulerDiscreteScheduler, {"timestep_spacing": "trailing"}, replace(PLAIN, steps=4)),  # SDXL-Lightning
+        (
+            EulerDiscreteScheduler,
+            {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"},
+            GUIDED,
+        ),
+        (DDIMScheduler, {"prediction_type": "v_prediction", "set_alpha_to_one": False, "clip_sample": False}, GUIDED),
+    ],
+)
+def test_schedulers_of_sdxl_models(
+    scheduler_class, changes, sampling, bundle, engines, pipe, person, image_embeds, sizes, tmp_path, monkeypatch
+):
+    """A bundle samples as its checkpoint's scheduler says, without being asked to."""
+    monkeypatch.setattr(pipe, "scheduler", scheduler_class.from_config({**SDXL_SCHEDULER, **changes}))
+    checkpoint = SimpleNamespace(scheduler=pipe.scheduler, config=CONFIG)
+    files = {name: bundle.file(name) for name in bundle.manifest.files}
+    defaults = {"noise_schedule": noise_schedule(checkpoint), "sampling": default_sampling(checkpoint)}
+    other = write_bundle(tmp_path / "other", replace(bundle.manifest, **defaults), files)
+    expected = reference(pipe, sizes, image_embeds, sampling)
+    assert signed_psnr(drawn(generator_of(other, engines), person, sampling), expected) > LEAST
 
 
 def test_sizes_told_reach_the_picture_as_in_diffusers(generator, pipe, person, image_embeds, sizes):
