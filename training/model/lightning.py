@@ -20,7 +20,13 @@ def read_lora(file: Path) -> dict[str, Tensor]:
 
 
 def fuse_lora(unet: UNet2DConditionModel, file: Path) -> None:
-    """Adds the LoRA to the UNet's own weights: nothing of it is left to compute."""
+    """Adds the LoRA to the UNet's own weights: nothing of it is left to compute.
+
+    The sums are rounded to float16, which is how a merged checkpoint would have been saved: an engine's weights take
+    half the space, and every export of the same files has the same ones.
+    """
     unet.load_lora_adapter(read_lora(file), prefix=None)
     unet.fuse_lora()
     unet.unload_lora()
+    for parameter in unet.parameters():
+        parameter.data = parameter.data.half().to(parameter.dtype)

@@ -32,12 +32,12 @@ def sampling_states(
 ) -> Iterator[Tensor]:
     """The latents [B, c, h, w] before the first step and after each, from standard normal `noise` of that shape.
 
-    With guidance, `encoder_hidden_states`, the tokens in `attention` and `pose_features` hold the unconditional half
-    first, [2B, ...]; with `guidance` 1 there is no such half, [B, ...].
+    For guidance, `encoder_hidden_states`, the tokens in `attention` and `pose_features` hold the unconditional half
+    first, [2B, ...]; without that half, [B, ...], `guidance` changes nothing.
     """
     scheduler.set_timesteps(steps)
     sample = noise * scheduler.init_noise_sigma
-    branches = 1 if guidance == 1 else 2
+    branches = len(encoder_hidden_states) // len(noise)
     yield sample
     for timestep in scheduler.timesteps:
         with torch.no_grad():
