@@ -71,11 +71,11 @@ def spread(records: list[Record], count: int) -> Iterator[Record]:
 
 
 def _blank_scene(checkpoint: Model, sizes: Sizes, prompt: str, pose: NDArray[np.float32]) -> Scene:
-    ids = checkpoint.tokenizer(["", prompt], padding="max_length", max_length=sizes.text_length, truncation=True)
     skeleton = draw_skeleton(pose, sizes.native_width, sizes.native_height)
     side = sizes.image_size
     return Scene(
-        input_ids=np.array(ids["input_ids"], np.int64),
+        token_ids=token_ids(checkpoint, sizes, ["", prompt]),
+        zero_unconditional=checkpoint.zero_unconditional,
         crops=np.zeros((sizes.parts, 3, side, side), np.float32),
         parts=np.arange(sizes.parts),
         image_prompt=np.zeros((3, side, side), np.float32),
@@ -84,6 +84,16 @@ def _blank_scene(checkpoint: Model, sizes: Sizes, prompt: str, pose: NDArray[np.
         image_scale=0.0,
         seed=len(prompt),
     )
+
+
+def token_ids(checkpoint: Model, sizes: Sizes, prompts: list[str]) -> dict[str, NDArray[np.int64]]:
+    """int64 [prompts, 77], by the text encoder's input."""
+    tokenizers = [checkpoint.tokenizer, checkpoint.tokenizer_2][: sizes.token_inputs]
+    padded = {"padding": "max_length", "max_length": sizes.text_length, "truncation": True}
+    return {
+        name: np.array(tokenizer(prompts, **padded)["input_ids"], np.int64)
+        for name, tokenizer in zip(("input_ids", "input_ids_2"), tokenizers, strict=False)
+    }
 
 
 def _with_references(

@@ -15,6 +15,9 @@ from bolid_sdk.contracts import DEEP_FEATURE, GraphSpec, Sizes, graph_specs
 from bolid_training.model.identity_net import IdentityGuidedUNet
 from bolid_training.model.pose_estimator import decode_heatmaps
 
+# What the UNet adds to the timestep (SDXL).
+ADDED_CONDITIONS = ("text_embeds", "time_ids")
+
 
 class Graph(nn.Module):
     """A network behind a GraphSpec: positional inputs in the spec's order, outputs in the spec's order."""
@@ -40,6 +43,19 @@ class Graph(nn.Module):
 class TextEncoder(Graph):
     def run(self, input_ids: Tensor) -> tuple[Tensor, ...]:
         return (self.network(input_ids=input_ids).last_hidden_state,)
+
+
+class TextTowers(Graph):
+    """SDXL: both towers' last hidden states but one, side by side, and the second one's projected text.
+
+    The towers read the same ids unless their tokenizers differ.
+    """
+
+    def run(self, input_ids: Tensor, input_ids_2: Tensor | None = None) -> tuple[Tensor, ...]:
+        ids = (input_ids, input_ids if input_ids_2 is None else input_ids_2)
+        towers = zip(self.network, ids, strict=True)
+        first, second = (tower(input_ids=tokens, output_hidden_states=True) for tower, tokens in towers)
+        return torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1), second.text_embeds
 
 
 class PoseEstimator(Graph):
@@ -142,6 +158,7 @@ class Denoiser(Graph):
 
     def unet(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **conditioning: Tensor) -> Tensor:
         """diffusers' own forward of the whole UNet."""
+        added = {name: conditioning.pop(name) for name in ADDED_CONDITIONS if name in conditioning}
         cast = {name: value.to(self.dtype) for name, value in conditioning.items()}
         features = [cast.pop(name) for name in list(cast) if name.startswith("pose_features_")]
         return self.network(
@@ -149,6 +166,8 @@ class Denoiser(Graph):
             timestep,
             encoder_hidden_states=encoder_hidden_states.to(self.dtype),
             cross_attention_kwargs=cast,
+            # in float32: float16 has no odd numbers of pixels above 2048, and the UNet casts their sinusoids itself
+            added_cond_kwargs=added or None,
             # the UNet pops from the list it is given
             down_intrablock_additional_residuals=features or None,
         ).sample
@@ -168,12 +187,14 @@ class DenoiserShallow(Denoiser):
         **conditioning: Tensor,
     ) -> tuple[Tensor, ...]:
         deep = deep_feature + extrapolation * (deep_feature - earlier_deep_feature)
+        added = {name: conditioning.pop(name) for name in ADDED_CONDITIONS if name in conditioning}
         output = self.network(
             sample.to(self.dtype),
             timestep,
             deep.to(self.dtype),
             encoder_hidden_states=encoder_hidden_states.to(self.dtype),
             cross_attention_kwargs={name: value.to(self.dtype) for name, value in conditioning.items()},
+            added_cond_kwargs=added or None,
         )
         return (output,)
 
@@ -196,11 +217,17 @@ def denoiser_network(checkpoint: Model) -> nn.Module:
     return checkpoint.unet if net is None else IdentityGuidedUNet(checkpoint.unet, net)
 
 
+def _text_encoder(checkpoint: Model) -> tuple[type[Graph], nn.Module]:
+    if checkpoint.text_encoder_2 is None:
+        return TextEncoder, checkpoint.text_encoder
+    return TextTowers, nn.ModuleList([checkpoint.text_encoder, checkpoint.text_encoder_2])
+
+
 def bind_graphs(checkpoint: Model, sizes: Sizes) -> dict[str, Graph]:
     """Every graph of the checkpoint by name, in eval mode, sharing the checkpoint's weights."""
     adapter = checkpoint.adapter
     networks: dict[str, tuple[type[Graph], nn.Module | None]] = {
-        "text_encoder": (TextEncoder, checkpoint.text_encoder),
+        "text_encoder": _text_encoder(checkpoint),
         "pose_estimator": (PoseEstimator, checkpoint.pose_estimator),
         "image_encoder": (
             PooledImageEncoder if checkpoint.adapter.reads == "pooled" else ImageEncoder,

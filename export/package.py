@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+from transformers import CLIPTokenizer
 
 from bolid_export.sources import Model, Source
 from bolid_export.torch_engine import Record
@@ -18,9 +20,10 @@ from bolid_sdk.contracts import GraphSpec, Sizes
 from bolid_sdk.manifest import GraphEntry, Manifest, TokenizerEntry
 from bolid_sdk.sampling import ResolvedSampling
 from bolid_sdk.schedule import NoiseSchedule
+from bolid_training.model.schedulers import sampler_name, without_noise
 
 TOOLS = ("bolid-sdk", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
-GOLDEN, TOKENIZER, REPORT = "golden.npz", "tokenizer.json", "report.md"
+GOLDEN, TOKENIZER, TOKENIZER_2, REPORT = "golden.npz", "tokenizer.json", "tokenizer_2.json", "report.md"
 
 # A protobuf ends at 2 GB; far below that, one file a graph is simpler to copy and to hash.
 EXTERNAL_DATA_BYTES = 1 << 30
@@ -40,13 +43,20 @@ def noise_schedule(checkpoint: Model) -> NoiseSchedule:
         rescale_betas_zero_snr=config.get("rescale_betas_zero_snr", False),
         set_alpha_to_one=config.get("set_alpha_to_one", True),
         steps_offset=config.get("steps_offset", 0),
+        **{name: config[name] for name in ("original_inference_steps", "timestep_scaling") if name in config},
     )
 
 
 def default_sampling(checkpoint: Model) -> ResolvedSampling:
-    """DDIM as the checkpoint's scheduler spaces it: also what the loop is verified with."""
+    """The checkpoint's scheduler, spaced as it says."""
     config, spacing = checkpoint.config, checkpoint.scheduler.config.timestep_spacing
-    return ResolvedSampling(steps=config.steps, guidance=config.guidance, sampler="ddim", spacing=spacing)
+    sampler = sampler_name(checkpoint.scheduler)
+    return ResolvedSampling(steps=config.steps, guidance=config.guidance, sampler=sampler, spacing=spacing)
+
+
+def verified_sampling(checkpoint: Model) -> ResolvedSampling:
+    """What the loop is verified with: the default, without noise that diffusers would draw differently."""
+    return replace(default_sampling(checkpoint), sampler=sampler_name(without_noise(checkpoint.scheduler)))
 
 
 def save_graph(model: onnx.ModelProto, folder: Path) -> Path:
@@ -67,9 +77,16 @@ def save_golden(records: Mapping[str, list[Record]], file: Path) -> Path:
     return file
 
 
-def save_tokenizer(checkpoint: Model, file: Path) -> Path:
+def save_tokenizers(checkpoint: Model, sizes: Sizes, folder: Path) -> None:
+    """The second text tower's too, where it differs."""
+    save_tokenizer(checkpoint.tokenizer, folder / TOKENIZER)
+    if sizes.token_inputs == 2:
+        save_tokenizer(checkpoint.tokenizer_2, folder / TOKENIZER_2)
+
+
+def save_tokenizer(tokenizer: CLIPTokenizer, file: Path) -> Path:
     """The tokenizer as tokenizers reads it, without padding and truncation: those are the runtime's."""
-    content = json.loads(checkpoint.tokenizer.backend_tokenizer.to_str())
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
     file.write_text(json.dumps({**content, "padding": None, "truncation": None}, ensure_ascii=False), encoding="utf-8")
     return file
 
@@ -98,6 +115,12 @@ def build_manifest(
         sampling=default_sampling(checkpoint),
         graphs={name: _graph_entry(spec, files, engines.get(name, {})) for name, spec in specs.items()},
         tokenizer=TokenizerEntry(file=TOKENIZER, pad_id=checkpoint.tokenizer.pad_token_id),
+        tokenizer_2=(
+            TokenizerEntry(file=TOKENIZER_2, pad_id=checkpoint.tokenizer_2.pad_token_id)
+            if sizes.token_inputs == 2
+            else None
+        ),
+        zero_unconditional=checkpoint.zero_unconditional,
         image_mean=tuple(extractor.image_mean),
         image_std=tuple(extractor.image_std),
         pose_threshold=checkpoint.config.pose_threshold,

@@ -17,14 +17,14 @@ from bolid_export.graphs import Graph, bind_graphs
 from bolid_export.package import (
     GOLDEN,
     REPORT,
-    TOKENIZER,
     build_manifest,
     bundle_files,
     default_sampling,
     noise_schedule,
     save_golden,
     save_graph,
-    save_tokenizer,
+    save_tokenizers,
+    verified_sampling,
 )
 from bolid_export.precision import Island, Precision, find_islands, lower
 from bolid_export.quantise import GRAPHS as QUANTISED_GRAPHS
@@ -162,7 +162,7 @@ def _verify(
         checks += check_graph(graph.spec, engines[name], calibration.records[name], limits)
     require_passed(checks)
     progress("verifying the whole loop")
-    sampling = default_sampling(checkpoint)
+    sampling = verified_sampling(checkpoint)
     table = sampling.table(noise_schedule(checkpoint))
     loop = check_loop(checkpoint, engines, graphs, calibration.scenes, table, sampling.guidance, limits)
     require_passed(checks, loop)
@@ -191,7 +191,7 @@ def _package(
     specs = {name: graph.spec for name, graph in graphs.items()}
     weights = {name: sum(file.stat().st_size for file in folder.glob(f"{name}.onnx*")) for name in specs}
     save_golden(calibration.records, folder / GOLDEN)
-    save_tokenizer(source.checkpoint, folder / TOKENIZER)
+    save_tokenizers(source.checkpoint, model_sizes(source.checkpoint), folder)
     text = report(source.name, target.precision, checked, weights)
     if target.engines:
         text += engine_report(target.engines, engines, folder)

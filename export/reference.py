@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import SchedulerMixin, UNet2DConditionModel
 from numpy.typing import NDArray
 
+from bolid_export.graphs import ADDED_CONDITIONS
 from bolid_training.model.sampling import sample_latents
 
 
 def diffusers_latents(
     unet: UNet2DConditionModel,
-    scheduler: DDIMScheduler,
+    scheduler: SchedulerMixin,
     conditioning: Mapping[str, NDArray[np.float32]],
     noise: NDArray[np.float32],
     *,
@@ -25,8 +27,9 @@ def diffusers_latents(
     attention = {name: torch.from_numpy(array) for name, array in conditioning.items()}
     text = attention.pop("encoder_hidden_states")
     features = [attention.pop(name) for name in list(attention) if name.startswith("pose_features_")]
+    added = {name: attention.pop(name) for name in ADDED_CONDITIONS if name in attention}
     return sample_latents(
-        unet,
+        partial(unet, added_cond_kwargs=added) if added else unet,
         scheduler,
         torch.from_numpy(noise),
         steps=steps,

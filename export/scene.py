@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bolid_sdk.backends import Engine
 from bolid_sdk.caching import Caching, plan_steps
+from bolid_sdk.conditioning import SizeConditioning
 from bolid_sdk.contracts import Sizes
 from bolid_sdk.sampling import NoiseSource, denoise
 from bolid_sdk.schedule import SamplerTable
@@ -23,11 +24,13 @@ FloatArray = NDArray[np.float32]
 class Scene:
     """What the graphs read for one guided picture; what a model has no graph for is not read.
 
-    `input_ids` int64 [2, 77] (empty prompt, prompt); `crops` [V, 3, S, S] and `parts` int64 [V]; `image_prompt`
-    [3, S, S]; `skeleton` [3, H, W] in [0, 1]; the two scales are broadcast over the layers.
+    `token_ids` int64 [2, 77] (empty prompt, prompt), by the text encoder's input; `zero_unconditional`: zeros instead
+    of the empty prompt's states; `crops` [V, 3, S, S] and `parts` int64 [V]; `image_prompt` [3, S, S]; `skeleton`
+    [3, H, W] in [0, 1]; the two scales are broadcast over the layers.
     """
 
-    input_ids: NDArray[np.int64]
+    token_ids: Mapping[str, NDArray[np.int64]]
+    zero_unconditional: bool
     crops: FloatArray
     parts: NDArray[np.int64]
     image_prompt: FloatArray
@@ -42,12 +45,13 @@ def condition(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> dict
     patches = _patch_tokens(engines, scene, sizes)
     layers = sizes.cross_attention_layers
     return {
-        "encoder_hidden_states": _run(engines, "text_encoder", input_ids=scene.input_ids),
+        **_text(engines, scene),
         "identity_tokens": _identity_tokens(engines, scene, sizes, patches),
         "identity_scale": np.full(layers, scene.identity_scale, np.float32),
         **_image_prompt(engines, scene, sizes, patches),
         **_pose_features(engines, scene),
         **_skeletons(scene, sizes),
+        **_size(scene, sizes),
     }
 
 
@@ -98,6 +102,22 @@ def _pose_features(engines: Mapping[str, Engine], scene: Scene) -> dict[str, Flo
         return {}
     features = engines["pose_guider"].run({"skeleton": scene.skeleton[None]})
     return {name: np.concatenate([np.zeros_like(values), values]) for name, values in features.items()}
+
+
+def _text(engines: Mapping[str, Engine], scene: Scene) -> dict[str, FloatArray]:
+    outputs = engines["text_encoder"].run(scene.token_ids)
+    if not scene.zero_unconditional:
+        return dict(outputs)
+    return {name: np.concatenate([np.zeros_like(values[:1]), values[1:]]) for name, values in outputs.items()}
+
+
+def _size(scene: Scene, sizes: Sizes) -> dict[str, FloatArray]:
+    """A picture that was never larger, nor cropped."""
+    if not sizes.time_ids:
+        return {}
+    height, width = scene.skeleton.shape[-2:]
+    told = SizeConditioning(original_size=(height, width), target_size=(height, width))
+    return {"time_ids": np.tile(told.time_ids(), (2, 1))}
 
 
 def picture(

@@ -38,7 +38,8 @@ class TorchEngine:
     @torch.no_grad()
     def run(self, inputs: Mapping[str, Any]) -> Arrays:
         spec = self.graph.spec
-        arrays = {name: np.asarray(inputs[name]) for name in spec.input_names}
+        # PyTorch takes no arrays that cannot be written, as those that the runtime keeps
+        arrays = {name: np.require(inputs[name], requirements="W") for name in spec.input_names}
         outputs = self.graph(*(torch.from_numpy(array) for array in arrays.values()))
         record = Record(arrays, dict(zip(spec.output_names, (tensor.numpy() for tensor in outputs), strict=True)))
         self.records.append(record)

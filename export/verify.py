@@ -22,6 +22,7 @@ from bolid_sdk.backends import Engine, open_backend
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BolidError
 from bolid_sdk.schedule import SamplerTable
+from bolid_training.model.schedulers import without_noise
 
 # More records of one graph show nothing new, and the denoiser has forty.
 RECORDS = 6
@@ -121,7 +122,7 @@ def reference_picture(
     engines = {name: TorchEngine(graph) for name, graph in graphs.items()}
     latents = diffusers_latents(
         denoiser_network(checkpoint),
-        checkpoint.scheduler,
+        without_noise(checkpoint.scheduler),
         condition(engines, scene, sizes),
         next(noise_source(scene, sizes).draws()),
         steps=steps,

@@ -27,6 +27,7 @@ from bolid_export.sources.loras import LowRank
 from bolid_export.sources.model import Adapters, Features
 from bolid_sdk.contracts import PARTS
 from bolid_sdk.errors import InputError
+from bolid_training.model.adapter import pose_guider_layout
 from bolid_training.model.attention import install_body_id_attention
 from bolid_training.model.body_encoder import BodyEncoder
 from bolid_training.model.identity_net import load_identity_net
@@ -153,9 +154,11 @@ def load_pose_guider(folder: Path, unet: UNet2DConditionModel) -> T2IAdapter:
         guider = T2IAdapter.from_pretrained(folder)
     except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{folder} is not a T2IAdapter: {' '.join(str(error).split())[:300]}") from error
-    channels, expected = list(guider.config.channels), list(unet.config.block_out_channels)
-    if channels != expected:
-        raise InputError(f"{folder} does not fit this model: it guides channels {channels}, the UNet has {expected}")
+    layout = pose_guider_layout(unet)
+    expected = {name: layout[name] for name in ("channels", "downscale_factor")}
+    found = {name: guider.config[name] for name in expected} | {"channels": list(guider.config.channels)}
+    if found != expected:
+        raise InputError(f"{folder} does not fit this model: it is made for {found}, the UNet takes {expected}")
     return guider.float().eval().requires_grad_(False)
 
 

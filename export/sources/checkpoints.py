@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from diffusers import DDIMScheduler
+from diffusers import SchedulerMixin
 from safetensors import SafetensorError
 from transformers import CLIPVisionModelWithProjection
 
@@ -145,10 +145,10 @@ def _pose_estimator(folder: Path) -> PoseEstimator:
     return load_pose_estimator(folder).eval().requires_grad_(False)
 
 
-def _scheduler(base: Base, prediction_type: str | None) -> DDIMScheduler:
+def _scheduler(base: Base, prediction_type: str | None) -> SchedulerMixin:
     """The runtime's samplers are linear: x0 is neither clipped nor thresholded, whatever a scheduler's default is."""
     known = {"prediction_type": prediction_type} if prediction_type else {}
-    return DDIMScheduler.from_config(base.scheduler.config, clip_sample=False, thresholding=False, **known)
+    return type(base.scheduler).from_config(base.scheduler.config, clip_sample=False, thresholding=False, **known)
 
 
 def _model_hashes(model: Path, choices: Choices) -> dict[str, str]:

@@ -7,23 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
-from bolid_export.sources.families import exportable_family
+from bolid_export.sources.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, exportable_family
 from bolid_export.sources.files import PICKLES, read_shapes
 from bolid_export.sources.model import Base, Defaults
 from bolid_sdk.errors import InputError
+from bolid_training.model.checkpoint import ZERO_UNCONDITIONAL
 from bolid_training.model.lightning import LIGHTNING, LORA_FILE, fuse_lora
+from bolid_training.model.schedulers import load_scheduler
 
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 NETWORKS = ("unet", "vae", "text_encoder")
+SECOND_TOWER = ("text_encoder_2", "tokenizer_2")
+FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
 BOLID_CONFIG = "avatar.json"
 
 # What is read of a folder: published ones also hold safety checkers and the weights in other formats.
 PARTS_READ = (
     LIGHTNING,
     *PARTS,
+    *SECOND_TOWER,
     "image_encoder",
     "feature_extractor",
     "pose_estimator",
@@ -65,7 +76,7 @@ def load_folder(folder: Path) -> Base:
 
     Raises InputError for another family; whatever its libraries raise.
     """
-    family = exportable_family(_denoiser_shapes(folder / "unet"), folder)
+    family = exportable_family(_denoiser_shapes(folder / "unet"), folder, FAMILIES)
     unet = from_pretrained(UNet2DConditionModel, folder / "unet")
     if (lora := folder / LIGHTNING / LORA_FILE).is_file():
         fuse_lora(unet, lora)
@@ -75,9 +86,23 @@ def load_folder(folder: Path) -> Base:
         vae=load_autoencoder(folder / "vae"),
         text_encoder=from_pretrained(CLIPTextModel, folder / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
+        scheduler=load_scheduler(folder / "scheduler"),
+        **(_second_tower(folder) if family == STABLE_DIFFUSION_XL else {}),
         config=_defaults(folder),
     )
+
+
+def _second_tower(folder: Path) -> dict[str, Any]:
+    """SDXL's, and what its unconditional text is. Raises InputError for a folder without one, as the refiner's."""
+    if missing := [part for part in SECOND_TOWER if not (folder / part).is_dir()]:
+        raise InputError(f"the SDXL checkpoint {folder} lacks {', '.join(missing)}")
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return {
+        "text_encoder_2": from_pretrained(CLIPTextModelWithProjection, folder / "text_encoder_2"),
+        "tokenizer_2": CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
+        # what StableDiffusionXLPipeline does when its index does not say
+        "zero_unconditional": index.get(ZERO_UNCONDITIONAL, True),
+    }
 
 
 def from_pretrained(network: Any, folder: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bolid_export.sources.files import Shapes, listed
@@ -30,16 +31,16 @@ GUIDANCE_EMBEDDING = "time_embedding.cond_proj.weight"
 WIDTHS = {768: "SD1.5", 1024: "SD2", 2048: "SDXL"}
 
 
-def exportable_family(shapes: Shapes, path: Path) -> str:
+def exportable_family(shapes: Shapes, path: Path, exportable: Sequence[str] = EXPORTABLE) -> str:
     """The family of a denoiser's weights. Raises InputError for none, and for one that is not exported."""
     family = _family(shapes)
     if family is None:
         raise InputError(
             f"{path} holds no denoiser of a known family (first keys: {listed(shapes)}); expected weights of "
-            f"{' or '.join(EXPORTABLE)}"
+            f"{' or '.join(exportable)}"
         )
-    if family not in EXPORTABLE:
-        raise InputError(f"{path} is a {family} model; bolid-export takes {' or '.join(EXPORTABLE)}")
+    if family not in exportable:
+        raise InputError(f"{path} is a {family} model; bolid-export takes {' or '.join(exportable)}")
     _require_plain(shapes, path)
     return family
 

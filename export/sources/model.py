@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, DDIMScheduler, T2IAdapter, UNet2DConditionModel
+from diffusers import AutoencoderKL, AutoencoderTiny, ControlNetModel, SchedulerMixin, T2IAdapter, UNet2DConditionModel
 from torch import nn
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
 from bolid_training.model.pose_estimator import PoseEstimator
 
@@ -27,14 +33,20 @@ class Defaults:
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A diffusion model that makes pictures from text, in float32 and eval mode."""
+    """A diffusion model that makes pictures from text, in float32 and eval mode.
+
+    SDXL has a second text tower and its tokenizer. `zero_unconditional`: no text is zeros, not the empty prompt.
+    """
 
     family: str
     unet: UNet2DConditionModel
     vae: AutoencoderKL | AutoencoderTiny
     text_encoder: CLIPTextModel
     tokenizer: CLIPTokenizer
-    scheduler: DDIMScheduler
+    scheduler: SchedulerMixin
+    text_encoder_2: CLIPTextModelWithProjection | None = None
+    tokenizer_2: CLIPTokenizer | None = None
+    zero_unconditional: bool = False
     config: Defaults = field(default_factory=Defaults)
 
 

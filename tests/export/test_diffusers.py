@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, T2IAdapter
 
-from bolid_export.calibrate import PROMPTS
+from bolid_export.calibrate import PROMPTS, token_ids
 from bolid_export.graphs import bind_graphs
 from bolid_export.metrics import psnr
 from bolid_export.package import default_sampling, noise_schedule
@@ -116,10 +116,10 @@ def noise_scene(checkpoint):
     sizes = model_sizes(checkpoint)
     random = np.random.default_rng(1)
     normal = lambda *shape: random.standard_normal(shape).astype(np.float32)  # noqa: E731
-    ids = checkpoint.tokenizer(["", PROMPTS[0]], padding="max_length", truncation=True)["input_ids"]
     side = sizes.image_size
     return Scene(
-        input_ids=np.array(ids),
+        token_ids=token_ids(checkpoint, sizes, ["", PROMPTS[0]]),
+        zero_unconditional=checkpoint.zero_unconditional,
         crops=normal(5, 3, side, side),
         parts=np.arange(5),
         image_prompt=normal(3, side, side),
@@ -164,7 +164,7 @@ def test_diffusers_unet_with_t2i_adapter_makes_this_picture(case):
     scheduler.set_timesteps(sampling.steps)
     guider = T2IAdapter.from_pretrained(case.folder / "adapter" / "pose_guider", torch_dtype=torch.float32)
     features = [torch.cat([0 * drawn, drawn]) for drawn in guider(torch.from_numpy(scene.skeleton[None]))]
-    text = pipe.text_encoder(torch.from_numpy(scene.input_ids)).last_hidden_state
+    text = pipe.text_encoder(torch.from_numpy(scene.token_ids["input_ids"])).last_hidden_state
     embeds = case.image_embeds()
     latents = torch.from_numpy(next(noise_source(scene, case.sizes).draws()))
     for timestep in scheduler.timesteps:

@@ -123,7 +123,8 @@ def noise_scene(checkpoint, sizes):
     normal = lambda *shape: random.standard_normal(shape).astype(np.float32)  # noqa: E731
     ids = checkpoint.tokenizer(["", PROMPTS[0]], padding="max_length", truncation=True)["input_ids"]
     return Scene(
-        input_ids=np.array(ids),
+        token_ids={"input_ids": np.array(ids)},
+        zero_unconditional=checkpoint.zero_unconditional,
         crops=normal(5, 3, sizes.image_size, sizes.image_size),
         parts=np.arange(5),
         image_prompt=normal(3, sizes.image_size, sizes.image_size),

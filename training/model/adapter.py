@@ -6,6 +6,7 @@ IdentityNet, if there is one, a diffusers ControlNet folder.
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import ControlNetModel, T2IAdapter, UNet2DConditionModel
@@ -35,13 +36,19 @@ _RESAMPLER_NAMES = (
 
 def build_pose_guider(unet: UNet2DConditionModel) -> T2IAdapter:
     """T2I-Adapter (arXiv:2302.08453): a drawn skeleton [B, 3, H, W] in [0, 1] -> a feature map for each down block."""
-    return T2IAdapter(
-        in_channels=3,
-        channels=list(unet.config.block_out_channels),
-        num_res_blocks=1,
-        downscale_factor=8,
-        adapter_type="full_adapter",
-    )
+    return T2IAdapter(in_channels=3, num_res_blocks=1, **pose_guider_layout(unet))
+
+
+def pose_guider_layout(unet: UNet2DConditionModel) -> dict[str, Any]:
+    """Settings of a T2IAdapter whose feature maps fit the UNet.
+
+    diffusers adds a feature map inside a down block with attention, but behind a plain one. A UNet whose first block is
+    plain, as SDXL's, needs maps of half the latent's size, and has one for the middle besides.
+    """
+    channels = list(unet.config.block_out_channels)
+    if unet.config.down_block_types[0] != "DownBlock2D":
+        return {"channels": channels, "downscale_factor": 8, "adapter_type": "full_adapter"}
+    return {"channels": [*channels, *channels[2:]], "downscale_factor": 16, "adapter_type": "full_adapter_xl"}
 
 
 class Adapter(nn.Module):

@@ -13,6 +13,10 @@ class AvatarConfig:
     `parts` 1: the person is read from the whole picture, not from crops. `pose_guider`: whether skeletons guide the
     UNet through the T2I-Adapter; `identity_net`: whether they do so through InstantID's IdentityNet.
     A `vision_width` of None is the text's.
+
+    `text_width_2` > 0 makes it an SDXL: a second text tower, whose states are put beside the first one's and whose
+    projection is the pooled text. `unet_transformer_layers`: of each down block's attention, 0 for a block without; the
+    avatar's are SD1.5's in small, SDXL's are (0, 2, 10).
     """
 
     image_size: int = 128
@@ -21,6 +25,8 @@ class AvatarConfig:
     vocabulary: int = 1024
     text_width: int = 192
     text_layers: int = 4
+    text_width_2: int = 0
+    text_layers_2: int = 0
     vision_width: int | None = None
     vision_layers: int = 6
     vision_size: int = 64
@@ -28,6 +34,7 @@ class AvatarConfig:
     clip_projection: int = 192
     unet_channels: tuple[int, ...] = (64, 128, 256)
     unet_layers_per_block: int = 1
+    unet_transformer_layers: tuple[int, ...] = (1, 1, 0)
     attention_head_dim: int = 32
     pose_size: int = 96
     pose_width: int = 128
@@ -43,6 +50,11 @@ class AvatarConfig:
     guidance: float = 3.0
     beta_start: float = 0.00085
     beta_end: float = 0.012
+
+    @property
+    def context_width(self) -> int:
+        """Width of the text that cross-attention reads."""
+        return self.text_width + self.text_width_2
 
     @property
     def patch_width(self) -> int:
