@@ -36,17 +36,32 @@ POSES = tuple(np.array([(x, y, 1.0) for x, y in pose], np.float32) for pose in (
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Scenes, and what PyTorch did with them: every graph's inputs and outputs, by graph name."""
+    """Scenes, and what PyTorch did with them: every graph's inputs and outputs, by graph name.
+
+    `references`: the pictures of the scenes by the plain diffusers loop, [1, 3, H, W] each.
+    """
 
     scenes: tuple[Scene, ...]
     records: Mapping[str, list[Record]]
+    references: tuple[NDArray[np.float32], ...] = ()
 
 
 def calibrate(
-    checkpoint: Checkpoint, graphs: Mapping[str, Graph], sizes: Sizes, table: SamplerTable, guidance: float
+    checkpoint: Checkpoint,
+    graphs: Mapping[str, Graph],
+    sizes: Sizes,
+    table: SamplerTable,
+    guidance: float,
+    *,
+    reduced: bool = False,
 ) -> Calibration:
-    """Makes a picture for each prompt without an identity, then runs scenes whose references are those pictures."""
+    """Makes a picture for each prompt without an identity, then runs scenes whose references are those pictures.
+
+    `reduced`: one scene, whose reference is a drawing (`bolid_export.effort`).
+    """
     engines = {name: TorchEngine(graph) for name, graph in graphs.items()}
+    if reduced:
+        return _calibrate_one(checkpoint, engines, sizes, table, guidance)
     blanks = [_blank_scene(checkpoint, sizes, *pair) for pair in zip(PROMPTS, POSES, strict=True)]
     pictures = [picture(engines, scene, sizes, table, guidance) for scene in blanks]
     images = from_signed(np.concatenate(pictures))
@@ -59,6 +74,20 @@ def calibrate(
         engines["vae_encoder"].run({"pixels": pixels})
         engines["pose_estimator"].run({"pixels": _resized(pixels, sizes)})
     return Calibration(scenes=scenes, records={name: engine.records for name, engine in engines.items()})
+
+
+def _calibrate_one(
+    checkpoint: Checkpoint, engines: Mapping[str, TorchEngine], sizes: Sizes, table: SamplerTable, guidance: float
+) -> Calibration:
+    blank = _blank_scene(checkpoint, sizes, PROMPTS[0], POSES[0])
+    drawing = Image.fromarray((255 * blank.skeleton).astype(np.uint8).transpose(1, 2, 0))
+    scene = _with_references(checkpoint, blank, drawing, POSES[0], drawing.rotate(180))
+    scene = replace(scene, crops=scene.crops[:1], parts=scene.parts[:1])
+    pixels = picture(engines, scene, sizes, table, guidance)
+    engines["vae_encoder"].run({"pixels": pixels})
+    if "pose_estimator" in engines:
+        engines["pose_estimator"].run({"pixels": _resized(pixels, sizes)})
+    return Calibration(scenes=(scene,), records={name: engine.records for name, engine in engines.items()})
 
 
 def spread(records: list[Record], count: int) -> Iterator[Record]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bolid_export.calibrate import Calibration, calibrate, spread
-from bolid_export.compact import store_compactly
+from bolid_export.calibrate import PROMPTS, Calibration, calibrate, spread
+from bolid_export.effort import Effort, choose_effort
 from bolid_export.engine_target import BACKEND, EngineTarget
 from bolid_export.graphs import Graph, bind_graphs
+from bolid_export.half import HalfOnFloat32
 from bolid_export.package import (
     GOLDEN,
     REPORT,
@@ -23,19 +24,30 @@ from bolid_export.package import (
     default_sampling,
     noise_schedule,
     save_golden,
-    save_graph,
     save_tokenizer,
 )
 from bolid_export.precision import Island, Precision, find_islands, lower
 from bolid_export.report import engine_report, report
+from bolid_export.residency import Residency
 from bolid_export.sources import Source, model_sizes
-from bolid_export.to_onnx import to_onnx
+from bolid_export.stream import write_onnx
 from bolid_export.to_tensorrt import build_engines
 from bolid_export.torch_engine import Record, TorchEngine
-from bolid_export.verify import LIMITS, OutputCheck, check_graph, check_loop, load_engines, require_passed, verification
+from bolid_export.verify import (
+    LIMITS,
+    OneAtATime,
+    OutputCheck,
+    check_graph,
+    check_loop,
+    load_engines,
+    reference_picture,
+    require_passed,
+    verification,
+)
 from bolid_sdk.built_engine import BuiltEngine
 from bolid_sdk.bundle import Bundle, write_bundle
 from bolid_sdk.contracts import Sizes, graph_specs
+from bolid_sdk.schedule import SamplerTable
 
 Progress = Callable[[str], None]
 
@@ -64,26 +76,42 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
     """
     sizes = model_sizes(source.checkpoint)
     graphs = bind_graphs(source.checkpoint, sizes)
-    calibration = _calibrate(source, graphs, sizes, progress)
+    residency = Residency(graphs.values())
+    with residency.automatic():
+        calibration = _calibrate(source, graphs, sizes, progress)
     with tempfile.TemporaryDirectory(prefix="bolid-export-") as name:
         folder = Path(name)
-        islands = [
-            island
-            for graph in graphs.values()
-            for island in _trace(graph, calibration.records[graph.spec.name], target.precision, sizes, folder, progress)
-        ]
+        islands = []
+        for graph in graphs.values():
+            with residency.only(graph):
+                records = calibration.records[graph.spec.name]
+                islands += _trace(graph, records, target.precision, sizes, folder, progress)
         checked = _verify(source, graphs, calibration, target.precision, folder, progress)
         engines = _build(graphs, sizes, target, folder, progress)
         progress("packaging")
+        checked["effort"] = _effort(source, graphs, sizes).summary()
         checked["islands"] = [asdict(island) for island in islands]
         return _package(source, graphs, calibration, target, folder, checked, engines)
 
 
 def _calibrate(source: Source, graphs: Mapping[str, Graph], sizes: Sizes, progress: Progress) -> Calibration:
     progress("making reference pictures in PyTorch")
-    sampling = default_sampling(source.checkpoint)
-    table = sampling.table(noise_schedule(source.checkpoint))
-    return calibrate(source.checkpoint, graphs, sizes, table, sampling.guidance)
+    checkpoint, effort = source.checkpoint, _effort(source, graphs, sizes)
+    table, guidance = _table(source, effort), default_sampling(checkpoint).guidance
+    made = calibrate(checkpoint, graphs, effort.sizes(sizes), table, guidance, reduced=effort.reduced)
+    references = [
+        reference_picture(checkpoint, graphs, scene, steps=effort.steps, guidance=guidance) for scene in made.scenes
+    ]
+    return replace(made, references=tuple(references))
+
+
+def _effort(source: Source, graphs: Mapping[str, Graph], sizes: Sizes) -> Effort:
+    return choose_effort(graphs, sizes, pictures=len(PROMPTS), steps=default_sampling(source.checkpoint).steps)
+
+
+def _table(source: Source, effort: Effort) -> SamplerTable:
+    sampling = replace(default_sampling(source.checkpoint), steps=effort.steps)
+    return sampling.table(noise_schedule(source.checkpoint))
 
 
 def _trace(
@@ -95,10 +123,9 @@ def _trace(
     lowered = lower(graph, precision, islands)
     if precision == "fp16":
         # CPU runtimes compute float16 graphs in float32, so only PyTorch shows here what a GPU will do
-        require_passed(check_graph(graph.spec, TorchEngine(lowered), records, LIMITS[precision]))
-    model = to_onnx(lowered, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
-    store_compactly(model)
-    save_graph(model, folder)
+        with HalfOnFloat32():
+            require_passed(check_graph(graph.spec, TorchEngine(lowered), records, LIMITS[precision]))
+    write_onnx(lowered, folder, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
     return islands
 
 
@@ -117,16 +144,17 @@ def _verify(
 ) -> dict[str, Any]:
     limits, checkpoint = LIMITS[precision], source.checkpoint
     files = {name: folder / f"{name}.onnx" for name in graphs}
-    engines = load_engines(files, {name: graph.spec for name, graph in graphs.items()})
+    specs = {name: graph.spec for name, graph in graphs.items()}
+    effort = _effort(source, graphs, model_sizes(checkpoint))
+    engines = (OneAtATime if effort.reduced else load_engines)(files, specs)
     checks: list[OutputCheck] = []
     for name, graph in graphs.items():
         progress(f"verifying {name}")
         checks += check_graph(graph.spec, engines[name], calibration.records[name], limits)
     require_passed(checks)
     progress("verifying the whole loop")
-    sampling = default_sampling(checkpoint)
-    table = sampling.table(noise_schedule(checkpoint))
-    loop = check_loop(checkpoint, engines, graphs, calibration.scenes, table, sampling.guidance, limits)
+    table, guidance = _table(source, effort), default_sampling(checkpoint).guidance
+    loop = check_loop(checkpoint, engines, graphs, calibration.scenes, table, guidance, limits, calibration.references)
     require_passed(checks, loop)
     return verification(checks, loop, limits)
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 import bolid_training
 from bolid_export.sources.adapters import replace_adapters
+from bolid_export.sources.stored import memory_dtype
 from bolid_sdk.errors import InputError
 from bolid_training.model.checkpoint import Checkpoint, load_checkpoint
 
@@ -33,10 +34,13 @@ def default_checkpoint() -> Path:
 
 
 def open_source(folder: Path, adapters: Sequence[Path] = ()) -> Source:
-    """Reads a checkpoint in float32 and puts `adapters` in place of its own. Raises InputError."""
+    """Reads a checkpoint and puts `adapters` in place of its own. Raises InputError.
+
+    Networks are float32, or float16 where that is what a large checkpoint has on disk (`bolid_export.residency`).
+    """
     check_folder(folder)
     try:
-        checkpoint = load_checkpoint(folder)
+        checkpoint = load_checkpoint(folder, memory_dtype(folder))
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise InputError(f"cannot read the checkpoint {folder}: {_one_line(error)}") from error
     hashes = {file.relative_to(folder).as_posix(): sha256(file) for file in _files(folder)}

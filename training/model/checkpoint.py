@@ -66,8 +66,8 @@ class Checkpoint:
         cast_weights(folder, dtype)
 
 
-def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> Checkpoint:
-    """Reads what `Checkpoint.save` wrote, in `dtype`; None keeps what is on disk.
+def load_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """Reads what `Checkpoint.save` wrote, networks in `dtype`; the pose estimator, which is small, in float32.
 
     Raises FileNotFoundError for a folder that is not a checkpoint and RuntimeError that lists differing adapter keys.
     """
@@ -76,25 +76,32 @@ def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = torch.float3
         raise FileNotFoundError(f"{folder} is not a BoLID checkpoint: it has no avatar.json")
     values = json.loads((folder / "avatar.json").read_text())
     config = AvatarConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    adapter = Adapter(unet, config)
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=dtype)
+    adapter = Adapter(unet, config).to(dtype)
     adapter.load(folder / "adapter")
     text_projection = nn.Linear(config.text_width, config.clip_projection, bias=False)
     text_projection.load_state_dict(_as_float32(load_file(folder / "text_encoder" / "projection.safetensors")))
     checkpoint = Checkpoint(
         config=config,
         unet=unet,
-        vae=AutoencoderTiny.from_pretrained(folder / "vae", torch_dtype=torch.float32),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
+        vae=load_vae(folder / "vae", dtype),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype),
         text_projection=text_projection,
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        image_encoder=CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", dtype=torch.float32),
+        image_encoder=CLIPVisionModelWithProjection.from_pretrained(folder / "image_encoder", dtype=dtype),
         feature_extractor=CLIPImageProcessor.from_pretrained(folder / "feature_extractor"),
         pose_estimator=load_pose_estimator(folder / "pose_estimator"),
         scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
         adapter=adapter,
     )
     return _eval(checkpoint)
+
+
+def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderTiny | AutoencoderKL:
+    """The autoencoder that the folder's configuration names."""
+    name = json.loads((folder / "config.json").read_text())["_class_name"]
+    kind = AutoencoderKL if name == AutoencoderKL.__name__ else AutoencoderTiny
+    return kind.from_pretrained(folder, torch_dtype=dtype)
 
 
 def build_checkpoint(config: AvatarConfig, tokenizer: CLIPTokenizer | None = None) -> Checkpoint:

@@ -8,8 +8,8 @@ class AvatarConfig:
     """Everything that `build_checkpoint` needs. Pixels, latents and channels are counts; see docs/architecture.md.
 
     Set on validation people after training: `pose_threshold`, the pose estimator's mean confidence below which a
-    picture shows nobody, and `guidance`, with which a bundle samples when nothing is said. A `vision_width` of None is the
-    text's.
+    picture shows nobody, and `guidance`, with which a bundle samples when nothing is said. A `vision_width` of None is
+    the text's.
     """
 
     image_size: int = 128
