@@ -14,6 +14,7 @@ from bolid_export.graphs import Graph
 from bolid_export.scene import Scene, latents, picture
 from bolid_export.sources import Model
 from bolid_export.torch_engine import Record, TorchEngine
+from bolid_sdk.caching import Caching
 from bolid_sdk.contracts import Sizes
 from bolid_sdk.images import crop_resize, from_signed, normalise, to_signed
 from bolid_sdk.parts import centre_box, part_boxes
@@ -36,17 +37,32 @@ POSES = tuple(np.array([(x, y, 1.0) for x, y in pose], np.float32) for pose in (
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Scenes, and what PyTorch did with them: every graph's inputs and outputs, by graph name."""
+    """Scenes, and what PyTorch did with them: every graph's inputs and outputs, by graph name.
+
+    `references`: the pictures of the scenes by the plain diffusers loop, [1, 3, H, W] each.
+    """
 
     scenes: tuple[Scene, ...]
     records: Mapping[str, list[Record]]
+    references: tuple[NDArray[np.float32], ...] = ()
 
 
 def calibrate(
-    checkpoint: Model, graphs: Mapping[str, Graph], sizes: Sizes, table: SamplerTable, guidance: float
+    checkpoint: Model,
+    graphs: Mapping[str, Graph],
+    sizes: Sizes,
+    table: SamplerTable,
+    guidance: float,
+    *,
+    reduced: bool = False,
 ) -> Calibration:
-    """Makes a picture for each prompt without an identity, then runs scenes whose references are those pictures."""
+    """Makes a picture for each prompt without an identity, then runs scenes whose references are those pictures.
+
+    `reduced`: one scene, whose reference is a drawing (`bolid_export.effort`).
+    """
     engines = {name: TorchEngine(graph) for name, graph in graphs.items()}
+    if reduced:
+        return _calibrate_one(checkpoint, engines, sizes, table, guidance)
     blanks = [_blank_scene(checkpoint, sizes, *pair) for pair in zip(PROMPTS, POSES, strict=True)]
     pictures = [picture(engines, scene, sizes, table, guidance) for scene in blanks]
     images = from_signed(np.concatenate(pictures))
@@ -62,6 +78,21 @@ def calibrate(
         if "pose_estimator" in engines:
             engines["pose_estimator"].run({"pixels": _resized(pixels, sizes)})
     return Calibration(scenes=scenes, records={name: engine.records for name, engine in engines.items()})
+
+
+def _calibrate_one(
+    checkpoint: Model, engines: Mapping[str, TorchEngine], sizes: Sizes, table: SamplerTable, guidance: float
+) -> Calibration:
+    blank = _blank_scene(checkpoint, sizes, PROMPTS[0], POSES[0])
+    drawing = Image.fromarray((255 * blank.skeleton).astype(np.uint8).transpose(1, 2, 0))
+    scene = _with_references(checkpoint, blank, drawing, POSES[0], drawing.rotate(180))
+    scene = replace(scene, crops=scene.crops[:1], parts=scene.parts[:1])
+    caching: Caching = "fast" if "denoiser_shallow" in engines else "off"
+    pixels = picture(engines, scene, sizes, table, guidance, caching)
+    engines["vae_encoder"].run({"pixels": pixels})
+    if "pose_estimator" in engines:
+        engines["pose_estimator"].run({"pixels": _resized(pixels, sizes)})
+    return Calibration(scenes=(scene,), records={name: engine.records for name, engine in engines.items()})
 
 
 def spread(records: list[Record], count: int) -> Iterator[Record]:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 # Smaller tensors save less than the Cast node costs.
@@ -20,13 +24,36 @@ def store_compactly(model: onnx.ModelProto) -> None:
     for tensor in model.graph.initializer:
         if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < MIN_ELEMENTS:
             continue
-        values = numpy_helper.to_array(tensor)
-        with np.errstate(over="ignore"):
-            half = values.astype(np.float16)
-        if np.array_equal(half, values):
+        half = as_half(numpy_helper.to_array(tensor))
+        if half is not None:
             name, stored = tensor.name, f"{tensor.name}.float16"
             tensor.CopyFrom(numpy_helper.from_array(half, stored))
-            casts.append(helper.make_node("Cast", [stored], [name], name=f"{name}/Cast", to=TensorProto.FLOAT))
-    nodes = [*casts, *model.graph.node]
-    model.graph.ClearField("node")
-    model.graph.node.extend(nodes)
+            casts.append(_cast(stored, name))
+    _put_in_front(model.graph, casts)
+
+
+def as_half(values: NDArray[Any]) -> NDArray[np.float16] | None:
+    """float32 values as float16, or None where that is not exact."""
+    with np.errstate(over="ignore"):
+        half = values.astype(np.float16)
+    return half if np.array_equal(half, values) else None
+
+
+def declare_half(model: onnx.ModelProto, names: Collection[str]) -> None:
+    """The same for tensors whose data, in a file of its own, is float16 already."""
+    casts = []
+    for tensor in model.graph.initializer:
+        if (name := tensor.name) in names:
+            tensor.name, tensor.data_type = f"{name}.float16", TensorProto.FLOAT16
+            casts.append(_cast(tensor.name, name))
+    _put_in_front(model.graph, casts)
+
+
+def _cast(stored: str, name: str) -> onnx.NodeProto:
+    return helper.make_node("Cast", [stored], [name], name=f"{name}/Cast", to=TensorProto.FLOAT)
+
+
+def _put_in_front(graph: onnx.GraphProto, casts: list[onnx.NodeProto]) -> None:
+    nodes = [*casts, *graph.node]
+    graph.ClearField("node")
+    graph.node.extend(nodes)

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from bolid_export.calibrate import Calibration, calibrate, spread
-from bolid_export.compact import store_compactly
+from bolid_export.calibrate import PROMPTS, Calibration, calibrate, spread
+from bolid_export.effort import Effort, choose_effort
 from bolid_export.engine_target import EngineTarget
 from bolid_export.graphs import Graph, bind_graphs
+from bolid_export.half import HalfOnFloat32
 from bolid_export.package import (
     GOLDEN,
     REPORT,
@@ -22,7 +23,6 @@ from bolid_export.package import (
     default_sampling,
     noise_schedule,
     save_golden,
-    save_graph,
     save_tokenizers,
     verified_sampling,
 )
@@ -30,14 +30,26 @@ from bolid_export.precision import Island, Precision, find_islands, lower
 from bolid_export.quantise import GRAPHS as QUANTISED_GRAPHS
 from bolid_export.quantise import quantise
 from bolid_export.report import engine_report, report
+from bolid_export.residency import Residency
 from bolid_export.sources import Source, model_sizes
-from bolid_export.to_onnx import to_onnx
+from bolid_export.stream import write_onnx
 from bolid_export.to_tensorrt import build_engines
 from bolid_export.torch_engine import Record, TorchEngine
-from bolid_export.verify import LIMITS, OutputCheck, check_graph, check_loop, load_engines, require_passed, verification
+from bolid_export.verify import (
+    LIMITS,
+    OneAtATime,
+    OutputCheck,
+    check_graph,
+    check_loop,
+    load_engines,
+    reference_picture,
+    require_passed,
+    verification,
+)
 from bolid_sdk.built_engine import BuiltEngine
 from bolid_sdk.bundle import Bundle, write_bundle
 from bolid_sdk.contracts import Sizes, graph_specs
+from bolid_sdk.schedule import SamplerTable
 
 Progress = Callable[[str], None]
 
@@ -72,16 +84,20 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
     """
     sizes = model_sizes(source.checkpoint)
     graphs = bind_graphs(source.checkpoint, sizes)
-    calibration = _calibrate(source, graphs, sizes, progress)
+    residency = Residency(graphs.values())
+    with residency.automatic():
+        calibration = _calibrate(source, graphs, sizes, progress)
     with tempfile.TemporaryDirectory(prefix="bolid-export-") as name:
         folder = Path(name)
-        lowered = [
-            _trace(graph, calibration.records[graph.spec.name], target.precision, sizes, folder, progress)
-            for graph in graphs.values()
-        ]
+        lowered = []
+        for graph in graphs.values():
+            with residency.only(graph):
+                records = calibration.records[graph.spec.name]
+                lowered.append(_trace(graph, records, target.precision, sizes, folder, progress))
         checked = _verify(source, graphs, calibration, target.precision, folder, progress)
         engines = _build(graphs, sizes, target, folder, progress)
         progress("packaging")
+        checked["effort"] = _effort(source, graphs, sizes).summary()
         checked["islands"] = [asdict(island) for part in lowered for island in part.islands]
         checked["quantised"] = [part.quantised for part in lowered if part.quantised]
         if target.gate:
@@ -95,16 +111,29 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
 
 def _calibrate(source: Source, graphs: Mapping[str, Graph], sizes: Sizes, progress: Progress) -> Calibration:
     progress("making reference pictures in PyTorch")
-    sampling = default_sampling(source.checkpoint)
-    table = sampling.table(noise_schedule(source.checkpoint))
-    return calibrate(source.checkpoint, graphs, sizes, table, sampling.guidance)
+    checkpoint, effort = source.checkpoint, _effort(source, graphs, sizes)
+    table, guidance = _table(source, effort), default_sampling(checkpoint).guidance
+    made = calibrate(checkpoint, graphs, effort.sizes(sizes), table, guidance, reduced=effort.reduced)
+    references = [
+        reference_picture(checkpoint, graphs, scene, steps=effort.steps, guidance=guidance) for scene in made.scenes
+    ]
+    return replace(made, references=tuple(references))
+
+
+def _effort(source: Source, graphs: Mapping[str, Graph], sizes: Sizes) -> Effort:
+    return choose_effort(graphs, sizes, pictures=len(PROMPTS), steps=default_sampling(source.checkpoint).steps)
+
+
+def _table(source: Source, effort: Effort) -> SamplerTable:
+    sampling = replace(verified_sampling(source.checkpoint), steps=effort.steps)
+    return sampling.table(noise_schedule(source.checkpoint))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lowered:
     """A graph as it is traced: what stays float32 in it, and what a quantised one is (`Quantised.summary`)."""
 
-    graph: Graph
+    graph: Graph | None
     islands: list[Island]
     quantised: dict[str, Any] | None = None
 
@@ -115,10 +144,9 @@ def _trace(
     """Writes one graph in that precision."""
     progress(f"tracing {graph.spec.name}")
     lowered = _quantise(graph, records) if precision == "int8" else _lower(graph, records, precision)
-    model = to_onnx(lowered.graph, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
-    store_compactly(model)
-    save_graph(model, folder)
-    return lowered
+    write_onnx(lowered.graph, folder, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
+    # its graph goes with the memory it holds
+    return replace(lowered, graph=None)
 
 
 def _lower(graph: Graph, records: list[Record], precision: Precision) -> Lowered:
@@ -126,7 +154,8 @@ def _lower(graph: Graph, records: list[Record], precision: Precision) -> Lowered
     lowered = Lowered(graph=lower(graph, precision, islands), islands=islands)
     if precision == "fp16":
         # CPU runtimes compute float16 graphs in float32, so only PyTorch shows here what a GPU will do
-        require_passed(check_graph(graph.spec, TorchEngine(lowered.graph), records, LIMITS[precision]))
+        with HalfOnFloat32():
+            require_passed(check_graph(graph.spec, TorchEngine(lowered.graph), records, LIMITS[precision]))
     return lowered
 
 
@@ -155,16 +184,17 @@ def _verify(
 ) -> dict[str, Any]:
     limits, checkpoint = LIMITS[precision], source.checkpoint
     files = {name: folder / f"{name}.onnx" for name in graphs}
-    engines = load_engines(files, {name: graph.spec for name, graph in graphs.items()})
+    specs = {name: graph.spec for name, graph in graphs.items()}
+    effort = _effort(source, graphs, model_sizes(checkpoint))
+    engines = (OneAtATime if effort.reduced else load_engines)(files, specs)
     checks: list[OutputCheck] = []
     for name, graph in graphs.items():
         progress(f"verifying {name}")
         checks += check_graph(graph.spec, engines[name], calibration.records[name], limits)
     require_passed(checks)
     progress("verifying the whole loop")
-    sampling = verified_sampling(checkpoint)
-    table = sampling.table(noise_schedule(checkpoint))
-    loop = check_loop(checkpoint, engines, graphs, calibration.scenes, table, sampling.guidance, limits)
+    table, guidance = _table(source, effort), default_sampling(checkpoint).guidance
+    loop = check_loop(checkpoint, engines, graphs, calibration.scenes, table, guidance, limits, calibration.references)
     require_passed(checks, loop)
     return verification(checks, loop, limits)
 

@@ -88,10 +88,16 @@ def lower(graph: Graph, precision: Precision, islands: Iterable[Island] = ()) ->
     """A copy of `graph` in that precision; fp32 returns the graph itself, int8 too (`bolid_export.quantise`)."""
     if precision != "fp16":
         return graph
-    lowered = copy.deepcopy(graph).half()
+    lowered = _half_copy(graph)
     for island in islands:
         _raise_island(lowered.get_submodule(island.module), graph.get_submodule(island.module))
     return lowered
+
+
+def _half_copy(graph: Graph) -> Graph:
+    """A copy whose parameters are float16 from the start: a float32 one would be twice as large for a moment."""
+    halves = {id(p): nn.Parameter(p.detach().to(torch.float16, copy=True), False) for p in graph.parameters()}
+    return copy.deepcopy(graph, halves).half()
 
 
 def _raise_island(module: nn.Module, original: nn.Module) -> None:

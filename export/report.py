@@ -18,6 +18,7 @@ def report(name: str, precision: str, verification: Mapping[str, Any], sizes: Ma
             f"# {name}, {precision}",
             "",
             _loop(verification),
+            *_effort(verification.get("effort", {})),
             "",
             *_table(("graph", "MB", "output", "cosine", "max error", "relative"), rows),
             "",
@@ -64,6 +65,14 @@ def _loop(verification: Mapping[str, Any]) -> str:
         f"worst of {loop['pictures']} pictures: **PSNR {loop['psnr']:.1f} dB** (at least {limits['psnr']:.0f}), "
         f"**SSIM {loop['ssim']:.4f}** (at least {limits['ssim']})."
     )
+
+
+def _effort(effort: Mapping[str, Any]) -> list[str]:
+    if not effort.get("reduced"):
+        return []
+    size = f"{effort['width']} x {effort['height']}"
+    text = f"verified with {effort['pictures']} picture of {size} pixels and {effort['steps']} steps"
+    return ["", f"The model is large: it was {text}, whose reference is a drawing."]
 
 
 def _accepted(limits: Mapping[str, float]) -> str:

@@ -33,15 +33,23 @@ _MAX_GUIDED_BATCH = 63
 def to_onnx(graph: Graph, *, size_step: int, vae_factor: int) -> onnx.ModelProto:
     """Traces `graph` and returns a checked ONNX model with the spec's names and symbolic axes.
 
-    `size_step`: a picture's sides are multiples of it; `vae_factor`: pixels a latent.
+    `size_step`: a picture's sides are multiples of it; `vae_factor`: pixels a latent. Weights above 2 GB are
+    `bolid_export.stream`'s.
     """
+    model = finish(trace(graph, size_step=size_step, vae_factor=vae_factor).model_proto, graph.spec)
+    onnx.checker.check_model(model)
+    return model
+
+
+def trace(graph: Graph, *, size_step: int, vae_factor: int) -> torch.onnx.ONNXProgram:
+    """As the exporter leaves it: weights are the network's own tensors, not copies."""
     units = {"height": size_step, "latent_height": size_step // vae_factor}
     inputs = example_inputs(graph.spec, {axis: 3 * unit for axis, unit in units.items()})
     dims = {name: torch.export.Dim(name) for name in ("batch", "views", "identity_tokens", "rows", "columns")}
     dims["guided_batch"] = torch.export.Dim("guided_batch", max=_MAX_GUIDED_BATCH)
     shapes = tuple(_dynamic_axes(tensor, units, dims) for tensor in graph.spec.inputs)
     with _quiet():
-        program = torch.onnx.export(
+        return torch.onnx.export(
             graph,
             inputs,
             dynamo=True,
@@ -52,15 +60,16 @@ def to_onnx(graph: Graph, *, size_step: int, vae_factor: int) -> onnx.ModelProto
             custom_translation_table=TRANSLATIONS,
             verbose=False,
         )
-    model = program.model_proto
+
+
+def finish(model: onnx.ModelProto, spec: GraphSpec) -> onnx.ModelProto:
+    """The spec's names and axes, inferred shapes, and nothing that is private to the exporter."""
     _name_nodes(model.graph)
     _strip_metadata(model)
     expand_group_norms(model.graph)
-    _name_axes(model.graph, graph.spec)
-    model.graph.name, model.producer_name = graph.spec.name, "bolid-export"
-    model = onnx.shape_inference.infer_shapes(model)
-    onnx.checker.check_model(model)
-    return model
+    _name_axes(model.graph, spec)
+    model.graph.name, model.producer_name = spec.name, "bolid-export"
+    return onnx.shape_inference.infer_shapes(model)
 
 
 def example_inputs(spec: GraphSpec, heights: dict[str, int], seed: int = 0) -> tuple[Tensor, ...]:

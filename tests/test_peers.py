@@ -75,6 +75,7 @@ def test_who_cannot_is_left_out(peers, sleeper, capsys):
     broken = peers["systems"].System(name="C", script="/no/such/script.py", arguments=())
     rows = measure(peers, [sleeper("A", 0.01), sleeper("B", 0.01, largest=256), broken], cases)
     assert [(row["system"], row["size"]) for row in rows] == [("A", 256), ("B", 256), ("A", 512)]
+    assert all(row["rounds"] == 3 for row in rows)
     said = capsys.readouterr().err
     assert "B cannot draw" in said
     assert "too large" in said

@@ -98,12 +98,13 @@ def interpreter(system: System) -> str:
 
 def measure(session: Session, end: float) -> Iterator[Answer]:
     """A row for each system and case, until the time is over."""
-    with ExitStack() as stack:
-        processes = [p for system in session.systems if (p := stack.enter_context(running(system, session)))]
-        for case in session.cases:
-            if time.perf_counter() > end:
-                say("the budget is used up")
-                return
+    for case in session.cases:
+        if time.perf_counter() > end:
+            say("the budget is used up")
+            return
+        # new processes for each case: memory is that of this case alone
+        with ExitStack() as stack:
+            processes = [p for system in session.systems if (p := stack.enter_context(running(system, session)))]
             yield from measure_case(session, case, processes)
 
 
@@ -126,9 +127,21 @@ def measure_case(session: Session, case: Request, processes: Sequence[Process]) 
     warm = {process: answer for process in processes if (answer := attempt(process, case))}
     rounds: list[dict[Process, Answer]] = []
     start = time.perf_counter()
-    while len(rounds) < 2 or (len(rounds) < MOST_ROUNDS and time.perf_counter() - start < CASE_SECONDS):
-        rounds.append({process: process.draw(case) for process in warm})
+    while warm and (len(rounds) < 2 or (len(rounds) < MOST_ROUNDS and time.perf_counter() - start < CASE_SECONDS)):
+        answers = {process: attempt(process, case) for process in warm}
+        rounds.append({process: answer for process, answer in answers.items() if answer})
+        # who stops half way is left out
+        warm = {process: answer for process, answer in warm.items() if answers[process]}
     return [row(session, case, process, warm, rounds) for process in warm]
+
+
+def prepare() -> None:
+    """Starts every system once: peers convert the checkpoint when they first see it."""
+    for session in SESSIONS:
+        for system in session.systems:
+            with running(system, session) as process:
+                if process:
+                    say(f"{system.name} ({session.vae}) is ready after {process.ready_seconds:.1f} s")
 
 
 def attempt(process: Process, case: Request) -> Answer | None:
@@ -227,7 +240,11 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=60.0, help="minutes; a case that has begun is finished")
     parser.add_argument("--sessions", type=int, nargs="*", help="which of systems.SESSIONS, from 0 [all]")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--prepare", action="store_true", help="convert what peers have to convert, measure nothing")
     given = parser.parse_args()
+    if given.prepare:
+        prepare()
+        return
     end, document = time.perf_counter() + 60 * given.budget, {"setup": setup(os.getloadavg()[0])}
     before, rows = gemm(), []
     for index, session in enumerate(SESSIONS):

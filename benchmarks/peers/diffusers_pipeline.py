@@ -12,6 +12,7 @@ from diffusers import StableDiffusionPipeline
 from protocol import PROMPT, Request, serve
 
 SCALE = 1.0
+PATCH_TOKENS = 257
 
 
 def load(model: str, mode: str) -> StableDiffusionPipeline:
@@ -32,8 +33,8 @@ def load(model: str, mode: str) -> StableDiffusionPipeline:
 
 def main(model: str, mode: str = "bf16") -> None:
     pipe = load(model, mode)
-    dtype = pipe.text_encoder.dtype
-    person = torch.randn(1, 1, 257, 1280, generator=torch.Generator().manual_seed(0)).to(dtype)
+    width = pipe.unet.encoder_hid_proj.image_projection_layers[0].proj_in.in_features
+    person = torch.randn(1, 1, PATCH_TOKENS, width, generator=torch.Generator().manual_seed(0)).to(pipe.dtype)
 
     @torch.no_grad()
     def draw(request: Request) -> None:

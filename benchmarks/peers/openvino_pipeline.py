@@ -6,7 +6,6 @@ latency. It knows no person and no pose. Converted networks are kept in MODEL/op
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino as ov
@@ -22,6 +21,10 @@ class Unet(nn.Module):
         super().__init__()
         self.unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
 
+    def example(self) -> tuple[Tensor, ...]:
+        channels, width = self.unet.config.in_channels, self.unet.config.cross_attention_dim
+        return torch.zeros(2, channels, 32, 32), torch.ones(1), torch.zeros(2, 77, width)
+
     def forward(self, sample: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         return self.unet(sample, timestep, text, return_dict=False)[0]
 
@@ -32,6 +35,9 @@ class Decoder(nn.Module):
         kind = AutoencoderKL if "AutoencoderKL" in (folder / "vae" / "config.json").read_text() else AutoencoderTiny
         self.vae = kind.from_pretrained(folder / "vae", torch_dtype=torch.float32)
 
+    def example(self) -> tuple[Tensor, ...]:
+        return (torch.zeros(1, self.vae.config.latent_channels, 32, 32),)
+
     def forward(self, latents: Tensor) -> Tensor:
         return self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
 
@@ -41,25 +47,24 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
 
+    def example(self) -> tuple[Tensor, ...]:
+        return (torch.zeros(2, 77, dtype=torch.int64),)
+
     def forward(self, input_ids: Tensor) -> Tensor:
         return self.encoder(input_ids=input_ids).last_hidden_state
 
 
-EXAMPLES: dict[str, tuple[type[nn.Module], tuple[Any, ...]]] = {
-    "unet": (Unet, (torch.zeros(2, 4, 32, 32), torch.ones(1), torch.zeros(2, 77, 768))),
-    "decoder": (Decoder, (torch.zeros(1, 4, 32, 32),)),
-    "text": (TextEncoder, (torch.zeros(2, 77, dtype=torch.int64),)),
-}
+NETWORKS: dict[str, type[nn.Module]] = {"unet": Unet, "decoder": Decoder, "text": TextEncoder}
 
 
 @torch.no_grad()
 def convert(model: Path) -> Path:
     """Writes what is missing in MODEL/openvino."""
     folder = model / "openvino"
-    for name, (network, example) in EXAMPLES.items():
+    for name, network in NETWORKS.items():
         if not (file := folder / f"{name}.xml").exists():
-            converted = ov.convert_model(network(model).eval(), example_input=example)
-            ov.save_model(converted, file, compress_to_fp16=True)
+            loaded = network(model).eval()
+            ov.save_model(ov.convert_model(loaded, example_input=loaded.example()), file, compress_to_fp16=True)
     return folder
 
 
@@ -70,6 +75,7 @@ class Pipeline:
         self.options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         self.tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
         self.scheduler = DDIMScheduler.from_pretrained(model / "scheduler")
+        self.channels = UNet2DConditionModel.load_config(model / "unet")["in_channels"]
 
     def run(self, name: str, *inputs: np.ndarray) -> np.ndarray:
         key = (name, *(array.shape for array in inputs))
@@ -86,7 +92,7 @@ class Pipeline:
         text = np.repeat(self.run("text", np.array(ids, np.int64)), request.batch, 0)
         side = request.size // 8
         generator = torch.Generator().manual_seed(request.seed)
-        sample = torch.randn(request.batch, 4, side, side, generator=generator)
+        sample = torch.randn(request.batch, self.channels, side, side, generator=generator)
         self.scheduler.set_timesteps(request.steps)
         for timestep in self.scheduler.timesteps:
             output = self.run(

@@ -40,8 +40,8 @@ PIXEL_GRAPHS = frozenset({"denoiser", "denoiser_shallow", "pose_guider", "vae_de
 """What only pixels come from may run in bfloat16. Keypoints are measured, identities are stored and shared with other
 backends, text runs once a prompt: these stay float32."""
 
-MAX_COMPILED = 8
-"""Compiled sizes kept for each graph."""
+MAX_COMPILED, MAX_COMPILED_LARGE = 8, 2
+"""Compiled sizes kept for each graph; a large one is back from the cache in seconds. Two: with and without guidance."""
 
 LARGE = 1 << 29
 """Bytes of a graph on disk from which on its memory is worth the trouble."""
@@ -148,7 +148,7 @@ class OvEngine:
             known = self._compiled.get(shapes)
             future = self._compiled[shapes] = known or Future()
             self._compiled.move_to_end(shapes)
-            while len(self._compiled) > MAX_COMPILED:
+            while len(self._compiled) > self._compiler.most:
                 self._compiled.popitem(last=False)
             return future, known is None
 
@@ -171,6 +171,7 @@ class OvCompiler:
         files = [file for file in (path, path.with_name(f"{path.name}.data")) if file.exists()]
         self._large = sum(file.stat().st_size for file in files) >= LARGE
         self._digest = blobs.digest(files) if blobs else ""
+        self.most = MAX_COMPILED_LARGE if self._large else MAX_COMPILED
         self.gives_up = self._large and blobs is not None and spec.name in ONCE_A_PERSON
         if blobs is None or not blobs.knows(self._digest):
             _check_signature(core.read_model(path), spec, path)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from transformers import (
     CLIPImageProcessor,
@@ -19,6 +18,7 @@ from transformers import (
 from bolid_export.sources.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, exportable_family
 from bolid_export.sources.files import PICKLES, read_shapes
 from bolid_export.sources.model import Base, Defaults
+from bolid_export.sources.stored import memory_dtype
 from bolid_sdk.errors import InputError
 from bolid_training.model.checkpoint import ZERO_UNCONDITIONAL
 from bolid_training.model.lightning import LIGHTNING, LORA_FILE, fuse_lora
@@ -106,10 +106,13 @@ def _second_tower(folder: Path) -> dict[str, Any]:
 
 
 def from_pretrained(network: Any, folder: Path) -> Any:
-    """A network in float32 and eval mode, from safetensors of whatever variant the folder has."""
+    """A network in eval mode, from safetensors of whatever variant the folder has.
+
+    In float32, or in float16 where that is what a large network has on disk (`bolid_export.residency`).
+    """
     require_safetensors(folder)
     # transformers renamed diffusers' `torch_dtype`
-    dtype = {"torch_dtype" if network.__module__.startswith("diffusers") else "dtype": torch.float32}
+    dtype = {"torch_dtype" if network.__module__.startswith("diffusers") else "dtype": memory_dtype(folder)}
     model = network.from_pretrained(
         folder, variant=_variant(folder), use_safetensors=True, local_files_only=True, **dtype
     )

@@ -76,6 +76,10 @@ class LowRank:
 
 def fuse_loras(base: Base, loras: Sequence[Lora]) -> None:
     """Adds each LoRA to the weights of `base`, in place. Raises InputError that lists keys without a place."""
+    if loras:
+        # sums of float16 weights would lose what a small weight adds
+        base.unet.float()
+        base.text_encoder.float()
     modules = _modules(base)
     for lora in loras:
         for name, change in read_lora(lora.path, modules).items():

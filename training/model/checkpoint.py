@@ -96,10 +96,8 @@ class Checkpoint:
         return {"_class_name": "StableDiffusionXLPipeline", **index, ZERO_UNCONDITIONAL: self.zero_unconditional}
 
 
-def load_checkpoint(folder: str | Path, dtype: torch.dtype | None = torch.float32) -> Checkpoint:
-    """Reads what `Checkpoint.save` wrote, in `dtype`; None keeps what is on disk.
-
-    A few-step LoRA in `lightning/` is fused into the UNet.
+def load_checkpoint(folder: str | Path) -> Checkpoint:
+    """Reads what `Checkpoint.save` wrote, in float32; a few-step LoRA in `lightning/` is fused into the UNet.
 
     Raises FileNotFoundError for a folder that is not a checkpoint and RuntimeError that lists differing adapter keys.
     """

@@ -25,7 +25,7 @@ def fuse_lora(unet: UNet2DConditionModel, file: Path) -> None:
     The sums are rounded to float16, which is how a merged checkpoint would have been saved: an engine's weights take
     half the space, and every export of the same files has the same ones.
     """
-    unet.load_lora_adapter(read_lora(file), prefix=None)
+    unet.float().load_lora_adapter(read_lora(file), prefix=None)
     unet.fuse_lora()
     unet.unload_lora()
     for parameter in unet.parameters():

@@ -1,0 +1,24 @@
+"""In what precision weights are held while a model is open (`bolid_export.residency`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+# Bytes on disk above which float32 copies of everything do not fit into the memory of an ordinary machine.
+LARGE = 1 << 30
+
+
+def memory_dtype(folder: Path) -> torch.dtype:
+    """float16 for weights of gigabytes that are float16 throughout, else float32."""
+    files = sorted(folder.rglob("*.safetensors"))
+    if sum(file.stat().st_size for file in files) < LARGE:
+        return torch.float32
+    return torch.float16 if all(_is_half(file) for file in files) else torch.float32
+
+
+def _is_half(file: Path) -> bool:
+    with safe_open(file, framework="pt") as tensors:
+        return all(tensors.get_slice(name).get_dtype() in ("F16", "I64") for name in tensors.keys())  # noqa: SIM118

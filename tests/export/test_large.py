@@ -1,0 +1,166 @@
+"""What large models are exported with, on small ones: weights streamed to disk, float16 at rest, less to verify."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import nn
+
+from bolid_export import stream
+from bolid_export.effort import choose_effort
+from bolid_export.graphs import Graph, bind_graphs
+from bolid_export.half import HalfOnFloat32
+from bolid_export.pipeline import Target, export_bundle
+from bolid_export.residency import Residency
+from bolid_export.sources import open_source, stored
+from bolid_export.verify import load_engines
+from bolid_sdk.contracts import GraphSpec, TensorSpec
+
+
+@pytest.fixture(scope="module")
+def large_source(model_folder):
+    """The tiny checkpoint, opened as a large one is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stored, "LARGE", 0)
+        return open_source(model_folder)
+
+
+def test_a_large_checkpoint_stays_float16(large_source):
+    assert large_source.checkpoint.unet.dtype == large_source.checkpoint.vae.dtype == torch.float16
+
+
+def test_float32_weights_are_never_rounded(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr(stored, "LARGE", 0)
+    checkpoint.save(tmp_path / "model", dtype=torch.float32)
+    assert stored.memory_dtype(tmp_path / "model") == torch.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_large_model_is_exported_and_verified(model_folder, tmp_path, monkeypatch, precision):
+    """The whole path, with everything that size decides set to large. A source can be exported once: it is given up."""
+    monkeypatch.setattr(stored, "LARGE", 0)
+    monkeypatch.setattr("bolid_export.effort.MOST_OPERATIONS", 0)
+    monkeypatch.setattr(stream, "EXTERNAL_DATA_BYTES", 1 << 16)
+    target = Target(folder=tmp_path / "bundle", precision=precision, licence="none")
+    bundle = export_bundle(open_source(model_folder), target)
+    effort, loop = bundle.manifest.verification["effort"], bundle.manifest.verification["loop"]
+    assert effort["reduced"]
+    assert (loop["pictures"], loop["steps"]) == (1, 2)
+    assert bundle.manifest.graphs["denoiser"].data == ("denoiser.onnx.data",)
+    assert "verified with 1 picture" in (bundle.path / "report.md").read_text()
+
+
+class Affine(Graph):
+    def run(self, pixels):
+        return (self.network(pixels),)
+
+
+@pytest.fixture
+def affine(sizes):
+    """100 x 100 weights that float16 holds exactly, and as many that it does not."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(100, 100), nn.GELU(), nn.Linear(100, 100))
+    network[0].weight.data = network[0].weight.data.half().float()
+    pixels, latents = (TensorSpec(name=n, dtype="float32", shape=("batch", 100)) for n in ("pixels", "latents"))
+    spec = GraphSpec(name="affine", inputs=(pixels,), outputs=(latents,))
+    return Affine(spec, network).eval().requires_grad_(False)
+
+
+def test_streamed_weights_compute_the_same(affine, sizes, tmp_path):
+    units = {"size_step": sizes.size_step, "vae_factor": sizes.vae_factor}
+    streamed = stream.stream_onnx(affine, tmp_path, **units)
+    inputs = {"pixels": np.random.default_rng(0).standard_normal((3, 100), np.float32)}
+    expected = affine(torch.from_numpy(inputs["pixels"]))[0].numpy()
+    found = load_engines({"affine": streamed}, {"affine": affine.spec})["affine"].run(inputs)["latents"]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_streamed_weights_are_the_embedded_ones(affine, sizes, tmp_path):
+    units = {"size_step": sizes.size_step, "vae_factor": sizes.vae_factor}
+    folders = [tmp_path / name for name in ("streamed", "embedded")]
+    for folder in folders:
+        folder.mkdir()
+    writers = (stream.stream_onnx, stream.write_onnx)
+    models = [onnx.load(write(affine, f, **units)) for write, f in zip(writers, folders, strict=True)]
+    weights = [{t.name: numpy_helper.to_array(t) for t in model.graph.initializer} for model in models]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(np.array_equal(weights[0][name], array) for name, array in weights[1].items())
+    assert [node.op_type for node in models[0].graph.node] == [node.op_type for node in models[1].graph.node]
+    assert sorted(str(array.dtype) for array in weights[0].values() if array.size == 10_000) == ["float16", "float32"]
+    assert (folders[0] / "affine.onnx.data").stat().st_size < 70_000
+    assert not (folders[1] / "affine.onnx.data").exists()
+
+
+def test_one_network_at_a_time_is_float32_and_comes_back_unchanged(large_source, sizes):
+    checkpoint = copy.deepcopy(large_source.checkpoint)
+    graphs = bind_graphs(checkpoint, sizes)
+    before = {name: tensor.clone() for name, tensor in checkpoint.unet.state_dict().items()}
+    residency = Residency(graphs.values())
+    residency.warm(graphs["denoiser"])
+    assert {p.dtype for p in checkpoint.unet.parameters()} == {torch.float32}
+    residency.warm(graphs["vae_decoder"])
+    assert {p.dtype for p in checkpoint.unet.parameters()} == {torch.float16}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in checkpoint.unet.state_dict().items())
+
+
+def test_what_another_graph_needs_is_not_given_up(large_source, sizes):
+    checkpoint = copy.deepcopy(large_source.checkpoint)
+    graphs = bind_graphs(checkpoint, sizes)
+    residency = Residency(graphs.values())
+    residency.release(graphs["vae_decoder"])
+    assert any(parameter.abs().sum() > 0 for parameter in checkpoint.vae.decoder.parameters())
+    residency.release(graphs["vae_encoder"])
+    assert all(parameter.abs().sum() == 0 for parameter in checkpoint.vae.parameters())
+    # 2 bytes for each network's parameter are left, its shape says how large it was
+    assert all(parameter.untyped_storage().nbytes() == 2 for parameter in checkpoint.vae.parameters())
+
+
+def test_the_avatar_is_verified_in_full(graphs, sizes):
+    full = choose_effort(graphs, sizes, pictures=2, steps=12)
+    assert (full.pictures, full.steps, full.height, full.reduced) == (2, 12, sizes.native_height, False)
+    larger = replace(sizes, native_height=1 << 20)
+    assert choose_effort(graphs, larger, pictures=2, steps=12).reduced
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Conv2d(8, 8, 3), nn.Linear(8, 8), nn.Linear(8, 8, bias=False), nn.GroupNorm(2, 8)]
+)
+def test_rounded_float32_is_float16(layer):
+    """PyTorch's own float16 kernels round at other places: as far apart as two of their results may be."""
+    torch.manual_seed(0)
+    half = copy.deepcopy(layer).half()
+    values = torch.randn(2, 8, 8, 8).half()
+    with torch.no_grad(), HalfOnFloat32():
+        found = half(values)
+    with torch.no_grad():
+        expected = half(values)
+        exact = layer(values.float())
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found, expected, atol=4e-3, rtol=4e-3)
+    errors = [(answer.float() - exact).abs().max() for answer in (found, expected)]
+    assert errors[0] <= 1.1 * errors[1] + exact.abs().max() * 2**-11
+
+
+@pytest.mark.parametrize("mask", [{}, {"is_causal": True}, {"attn_mask": torch.ones(6, 6).tril().bool()}])
+def test_rounded_attention_is_attention(mask):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 2, 6, 16).half()
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with torch.no_grad(), HalfOnFloat32():
+        found = attend(query, key, value, **mask)
+    torch.testing.assert_close(
+        found.float(), attend(query.float(), key.float(), value.float(), **mask), atol=3e-3, rtol=3e-3
+    )
+
+
+def test_attention_overflows_as_it_would_on_a_gpu():
+    """Scores above 65504 are infinite in float16; PyTorch's fused attention keeps them in float32 and hides that."""
+    query = torch.full((1, 1, 2, 64), 200.0).half()
+    with torch.no_grad(), HalfOnFloat32():
+        assert torch.nn.functional.scaled_dot_product_attention(query / 200, query / 200, query).isfinite().all()
+        assert not torch.nn.functional.scaled_dot_product_attention(query, query, query).isfinite().all()
