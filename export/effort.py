@@ -44,7 +44,7 @@ class Effort:
 
 
 def choose_effort(graphs: Mapping[str, Graph], sizes: Sizes, *, pictures: int, steps: int) -> Effort:
-    """`pictures` of `steps` at the native size, or one of four at the smallest: the fewest that have one for the shallow half."""
+    """`pictures` of `steps` at the native size, or one of four at the smallest: with fewer, none would be shallow."""
     full = Effort(pictures=pictures, steps=steps, height=sizes.native_height, width=sizes.native_width)
     if operations(graphs.values(), full, sizes) <= MOST_OPERATIONS:
         return full

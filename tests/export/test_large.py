@@ -50,7 +50,7 @@ def test_a_large_model_is_exported_and_verified(model_folder, tmp_path, monkeypa
     bundle = export_bundle(open_source(model_folder), target)
     effort, loop = bundle.manifest.verification["effort"], bundle.manifest.verification["loop"]
     assert effort["reduced"]
-    assert (loop["pictures"], loop["steps"]) == (1, 2)
+    assert (loop["pictures"], loop["steps"]) == (1, 4)
     assert bundle.manifest.graphs["denoiser"].data == ("denoiser.onnx.data",)
     assert "verified with 1 picture" in (bundle.path / "report.md").read_text()
 

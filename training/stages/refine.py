@@ -28,7 +28,8 @@ from bolid_training.model.pose_estimator import decode_heatmaps, load_pose_estim
 from bolid_training.stages.adapter import COLOURED
 from bolid_training.stages.lightning import LightningTask, LightningUNet
 
-ID_WEIGHT, COLOUR_WEIGHT = 1.0, 4.0
+GRADIENT_STEPS = 2
+ID_WEIGHT, COLOUR_WEIGHT = 0.5, 1.0
 SEEN = 40  # pixels of a part below which its mean colour says little
 
 
@@ -53,7 +54,7 @@ class FewSteps(nn.Module):
                 down_intrablock_additional_residuals=list(features),
             ).sample
 
-        latents = lightning_sample(predict, self.scheduler, batch["noise"], steps=STEPS, gradient_steps=STEPS)
+        latents = lightning_sample(predict, self.scheduler, batch["noise"], steps=STEPS, gradient_steps=GRADIENT_STEPS)
         return predict(batch["sample"], batch["timestep"]), latents
 
 
