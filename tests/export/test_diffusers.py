@@ -20,6 +20,7 @@ from bolid_export.torch_engine import TorchEngine
 from bolid_export.verify import load_engines
 from bolid_sdk.backends import open_backend
 from bolid_sdk.bundle import Bundle
+from bolid_training.model.lightning import LIGHTNING
 
 LEAST = {"fp16": 35, "fp32": 45}  # dB
 
@@ -133,6 +134,10 @@ def noise_scene(checkpoint):
 def plain_pipeline(folder):
     """diffusers alone, from the checkpoint's own files."""
     pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    if (folder / LIGHTNING).is_dir():
+        pipe.load_lora_weights(folder / LIGHTNING)
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
     pipe.set_progress_bar_config(disable=True)
     pipe.load_ip_adapter(
         [str(folder / "adapter")] * 2,

@@ -51,6 +51,7 @@ def test_a_bundle_that_is_refused_leaves_nothing_behind(source, tmp_path, monkey
 
     for name, answer in (("bind_graphs", {}), ("_calibrate", None), ("_verify", {}), ("_build", {})):
         monkeypatch.setattr(pipeline, name, lambda *_, answer=answer: dict(answer or {}))
+    monkeypatch.setattr(pipeline, "_effort", lambda *_: SimpleNamespace(summary=dict))
     monkeypatch.setattr(pipeline, "_package", package)
     target = Target(folder=tmp_path / "out", precision="int8", licence="none", gate=refuse)
     with pytest.raises(VerificationError, match="no"):

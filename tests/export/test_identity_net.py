@@ -60,6 +60,7 @@ def denoiser(networks, sizes):
         image_tokens=3,
         cross_attention_layers=len(adapter.layers),
         pose_channels=(),
+        pose_divisors=(),
         deep_channels=0,
         identity_net=True,
     )
