@@ -1,7 +1,6 @@
 """Stage `refine`: the few-step student and its adapter, taught by what is seen in finished pictures.
 
-The lightning branch draws pictures from pure noise, and the gradient goes back through all of its steps, since the
-first of them decides where somebody is and what they wear:
+The lightning branch draws pictures from pure noise, and the gradient goes back through the last two of its four steps:
 
     L = L_distill + ID L_id + COLOUR L_colour
 
@@ -85,10 +84,7 @@ class RefineTask:
         output, latents = module(batch)
         decoded = self.vae.decode(latents).sample.float()
         distilled = self.lightning.compared(output, batch)
-        found = decode_heatmaps(
-            self.pose_estimator.heatmaps(resize(decoded, self.pose_estimator.image_size[0])).float()
-        )
-        keypoints = keypoint_loss(found, batch["keypoints"], batch["keep_pose"])
+        keypoints = keypoint_loss(self._keypoints(decoded), batch["keypoints"], batch["keep_pose"])
         colours = colour_loss(decoded, batch["truth"], batch["masks"], batch["with_person"] & batch["keep_pose"])
         total = distilled["loss"] + ID_WEIGHT * keypoints + COLOUR_WEIGHT * colours
         return {"loss": total, "mse": distilled["mse"], "keypoints": keypoints, "colours": colours}
