@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.conditions import guided_features, masked_features, skeleton_batch
 from bolid_training.data import People, cached_chunks
+from bolid_training.lightning import ddim_table
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.lightning import LORA_FILE, STEPS, read_lora
 from bolid_training.model.sampling import sample_latents, sampling_states, seeded_noise
@@ -170,10 +171,8 @@ def step_target(scheduler: DDIMScheduler, sample: Tensor, end: Tensor, step: Ten
 
     With x' = a' x0 + s' (x - a x0) / s: x0 = (x' - r x) / (a' - r a), r = s' / s, and v = (a x - x0) / s.
     """
-    scheduler.set_timesteps(STEPS)
-    timesteps = scheduler.timesteps
-    alphas = torch.cat([scheduler.alphas_cumprod[timesteps], scheduler.final_alpha_cumprod.reshape(1)])
-    start, stop = alphas[step][:, None, None, None], alphas[step + 1][:, None, None, None]
+    timesteps, starts, stops = (torch.stack(column) for column in zip(*ddim_table(scheduler, STEPS), strict=True))
+    start, stop = starts[step][:, None, None, None], stops[step][:, None, None, None]
     ratio = ((1 - stop) / (1 - start)).sqrt()
     x0 = (end - ratio * sample) / (stop.sqrt() - ratio * start.sqrt())
     return {
