@@ -74,10 +74,8 @@ def calibrate(
         picture(engines, scene, sizes, table, guidance)
         if "denoiser_shallow" in engines:
             latents(engines, scene, sizes, table, guidance, caching="fast")
-        engines["vae_encoder"].run({"pixels": pixels})
-        if "pose_estimator" in engines:
-            engines["pose_estimator"].run({"pixels": _resized(pixels, sizes)})
-    return Calibration(scenes=scenes, records={name: engine.records for name, engine in engines.items()})
+        _see(engines, pixels, sizes)
+    return _recorded(scenes, engines)
 
 
 def _calibrate_one(
@@ -85,14 +83,23 @@ def _calibrate_one(
 ) -> Calibration:
     blank = _blank_scene(checkpoint, sizes, PROMPTS[0], POSES[0])
     drawing = Image.fromarray((255 * blank.skeleton).astype(np.uint8).transpose(1, 2, 0))
-    scene = _with_references(checkpoint, blank, drawing, POSES[0], drawing.rotate(180))
+    scene = _with_references(checkpoint, sizes, blank, drawing, POSES[0], drawing.rotate(180))
     scene = replace(scene, crops=scene.crops[:1], parts=scene.parts[:1])
     caching: Caching = "fast" if "denoiser_shallow" in engines else "off"
     pixels = picture(engines, scene, sizes, table, guidance, caching)
+    _see(engines, pixels, sizes)
+    return _recorded((scene,), engines)
+
+
+def _see(engines: Mapping[str, TorchEngine], pixels: NDArray[np.float32], sizes: Sizes) -> None:
+    """Shows a picture to the graphs that only look at pictures."""
     engines["vae_encoder"].run({"pixels": pixels})
     if "pose_estimator" in engines:
         engines["pose_estimator"].run({"pixels": _resized(pixels, sizes)})
-    return Calibration(scenes=(scene,), records={name: engine.records for name, engine in engines.items()})
+
+
+def _recorded(scenes: tuple[Scene, ...], engines: Mapping[str, TorchEngine]) -> Calibration:
+    return Calibration(scenes=scenes, records={name: engine.records for name, engine in engines.items()})
 
 
 def spread(records: list[Record], count: int) -> Iterator[Record]:
