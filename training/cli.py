@@ -46,6 +46,7 @@ def main() -> None:
       bolid-train stage vae                  autoencoder
       bolid-train stage pose                 12 keypoints
       bolid-train stage unet                 the text-to-image base
+      bolid-train stage clip_text            a text tower that knows pictures, for L_CLIP
       bolid-train stage adapter              BoLID on the frozen base
       bolid-train stage lightning            both in four steps without guidance
       bolid-train stage refine               ... taught by finished pictures
@@ -276,6 +277,10 @@ def build_task(
         from bolid_training.stages.clip import ClipTask
 
         return ClipTask(config, people, validation)
+    if name == "clip_text":
+        from bolid_training.stages.clip_text import ClipTextTask
+
+        return ClipTextTask(config, people, validation, runs)
     if name == "pose":
         from bolid_training.stages.pose import PoseTask
 

@@ -16,7 +16,7 @@ TORCH = ("torch>=2.11,<2.14", "safetensors")
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "diffusers": (*TORCH, "diffusers==0.42.1", "transformers==5.23.0", "accelerate==1.15.0"),
     "openvino": (*TORCH, "diffusers==0.42.1", "transformers==5.23.0", "openvino==2026.4.1"),
-    "optimum": (*TORCH, "optimum-onnx[onnxruntime]==0.1.0", "optimum~=2.1", "diffusers", "transformers<4.58"),
+    "optimum": (*TORCH, "optimum-onnx[onnxruntime]==0.1.0", "optimum~=2.1.0", "diffusers", "transformers<4.58"),
     "sdcpp": ("stable-diffusion-cpp-python==0.4.7",),
     "genai": (*TORCH, "openvino-genai==2026.4.1.0", "optimum-intel[openvino,diffusers]==2.2.0"),
 }

@@ -16,6 +16,7 @@ from bolid_training.model.checkpoint import load_checkpoint
 from bolid_training.model.config import AvatarConfig
 from bolid_training.recipes.avatar import STAGES
 from bolid_training.stages import lightning
+from bolid_training.stages.clip_text import clip_folder
 
 pytestmark = pytest.mark.slow
 TINY = AvatarConfig(
@@ -58,7 +59,7 @@ def options(out, **changes):
 def test_stages_write_sheets_and_metrics(runs):
     for name in STAGES:
         assert (runs / name / "validation.jsonl").exists()
-        assert name == "clip" or list((runs / name / "sheets").glob("*.png"))
+        assert name in ("clip", "clip_text") or list((runs / name / "sheets").glob("*.png"))
 
 
 def test_assembled_checkpoint_holds_what_the_stages_trained(runs, tmp_path):
@@ -85,7 +86,7 @@ def test_a_checkpoint_samples_as_its_lightning_was_trained_to(runs, data, tmp_pa
 def test_an_unpacked_checkpoint_is_what_the_stages_had_written(runs, data, tmp_path):
     assemble_checkpoint(runs, tmp_path / "checkpoint", TINY)
     unpack_checkpoint(tmp_path / "checkpoint", tmp_path / "runs")
-    for name in set(STAGES) - {"refine"}:
+    for name in set(STAGES) - {"clip_text", "refine"}:
         task, again = (build_task(name, data, runs, config=TINY) for _ in range(2))
         task.load(runs / name / "model")
         again.load(tmp_path / "runs" / name / "model")
@@ -104,6 +105,13 @@ def test_kept_stages_let_another_machine_go_on(runs, data, tmp_path):
     assert (tmp_path / "unet" / "model" / "config.json").exists()
     with pytest.raises(FileNotFoundError, match="bolid-train stage adapter"):
         keep_stages(["adapter"], tmp_path, tmp_path / "out")
+
+
+def test_the_text_tower_is_brought_to_an_image_tower_that_stays(runs):
+    clip, aligned = (load_file(runs / name / "model" / "model.safetensors") for name in ("clip", "clip_text"))
+    moved = {key.split(".")[0] for key in clip if not torch.equal(clip[key], aligned[key])}
+    assert {"text_model"} <= moved <= {"text_model", "text_projection", "logit_scale"}
+    assert clip_folder(runs) == runs / "clip_text" / "model"
 
 
 def test_the_adapter_leaves_the_base_frozen(runs, data):

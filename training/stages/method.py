@@ -36,6 +36,7 @@ from bolid_training.precision import autocast, fastest_layout
 from bolid_training.recipes.methods import Recipe, Weights, recipe_config
 from bolid_training.stages.adapter import AdapterTask, ConditionedUNet
 from bolid_training.stages.clip import clip_pixels, tokenize
+from bolid_training.stages.clip_text import clip_folder
 from bolid_training.stages.pose import position_divergence
 from bolid_training.stages.unet import BODY_WEIGHT, diffusion_loss
 from bolid_training.views import upright
@@ -138,7 +139,7 @@ class MethodTask(AdapterTask):
         self.fast = few_step_unet(runs) if recipe.losses.branch and recipe.branch.distilled else None
         self.views = "whole" if recipe.parts == 1 else "patches"
         super().__init__(recipe_config(config, recipe), people, validation, runs)
-        self.clip = CLIPModel.from_pretrained(runs / "clip" / "model").eval().requires_grad_(False)
+        self.clip = CLIPModel.from_pretrained(clip_folder(runs)).eval().requires_grad_(False)
         self.pose_estimator = load_pose_estimator(runs / "pose" / "model").eval().requires_grad_(False)
         self.centre = self._centre() if recipe.losses.embedding else None
         if any(phase.weights.clip for phase in recipe.phases):
@@ -288,8 +289,8 @@ def warn_of_strangers(retrieval: float) -> None:
     unpacked checkpoint has no other."""
     if retrieval < KNOWN:
         warnings.warn(
-            f"CLIP finds {retrieval:.0%} of 64 captions by their pictures: L_CLIP would mislead. Train `stage clip` "
-            "anew into another --runs and copy its model here, or take a recipe without L_CLIP (bolid_no_clip)",
+            f"CLIP finds {retrieval:.0%} of 64 captions by their pictures: L_CLIP would mislead. Run `bolid-train stage "
+            "clip_text` first, or take a recipe without L_CLIP (bolid_no_clip)",
             stacklevel=2,
         )
 
