@@ -289,8 +289,8 @@ def warn_of_strangers(retrieval: float) -> None:
     unpacked checkpoint has no other."""
     if retrieval < KNOWN:
         warnings.warn(
-            f"CLIP finds {retrieval:.0%} of 64 captions by their pictures: L_CLIP would mislead. Run `bolid-train stage "
-            "clip_text` first, or take a recipe without L_CLIP (bolid_no_clip)",
+            f"CLIP finds {retrieval:.0%} of 64 captions by their pictures: L_CLIP would mislead. Run "
+            "`bolid-train stage clip_text` first, or take a recipe without L_CLIP (bolid_no_clip)",
             stacklevel=2,
         )
 
