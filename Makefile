@@ -9,7 +9,7 @@ DEMO := .venv-demo
 BIN := $(DEV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types bench tables wheel bindings clean
+.PHONY: help demo test check lint types bench tables comparison wheel bindings clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -20,11 +20,15 @@ demo: $(DEMO)/.installed ## one picture with the runtime alone (no PyTorch): dem
 	$(DEMO)/bin/bolid-infer examples/ref.png "$(PROMPT)" -o demo.png; \
 	echo "$(CURDIR)/demo.png, $$(( ($$(date +%s%N) - start) / 1000000 )) ms from process start to file, without PyTorch"
 
+# One file a worker at a time, so that what a module prepares is prepared once. PyTorch's threads would wait for each
+# other's cores.
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -ra --numprocesses auto --maxprocesses 4 --dist loadfile
+
 test: lint types ## lint, types and every test
-	$(BIN)/pytest -ra
+	$(PARALLEL)
 
 check: lint types ## lint, types and the quick tests
-	$(BIN)/pytest -ra -m "not slow"
+	$(PARALLEL) -m "not slow"
 
 lint: $(DEV)/.installed
 	$(BIN)/ruff check .
@@ -38,6 +42,31 @@ bench: $(DEV)/.installed ## measure the embedded bundle, then rewrite the tables
 	$(BIN)/python benchmarks/tables.py
 
 tables: $(DEV)/.installed ## README's tables from benchmarks/results
+	$(BIN)/python benchmarks/tables.py
+
+# Every method begins with random weights on the embedded model's base, with the same pictures, steps and batches. IP-Adapter
+# and PuLID know no poses; the base's T2I-Adapter fits both, so they are compared with it, too. Every step can be repeated
+# after an interruption and goes on where it was.
+METHODS := bolid ip_adapter instantid pulid
+PICTURES := 3000
+STEPS := 2000
+GUIDED := @steps=12@guidance=3
+comparison: $(DEV)/.installed ## train BoLID, IP-Adapter, InstantID and PuLID alike and compare them: hours
+	$(BIN)/bolid-train data --out runs/people --identities 4000 --views 4 --seed 0 --splits validation
+	$(BIN)/bolid-train data --out runs/people --identities 4000 --views 4 --seed 0 --splits train
+	$(BIN)/bolid-train data --out runs/unseen --identities 2000 --views 3 --seed 1 --splits test
+	test -d runs/avatar/unet/model || $(BIN)/bolid-train unpack
+	$(BIN)/bolid-train stage clip_text --limit $(PICTURES)
+	for method in $(METHODS); do \
+		$(BIN)/bolid-train stage adapter --recipe $$method --limit $(PICTURES) --steps $(STEPS); \
+		$(BIN)/bolid-train assemble --recipe $$method --out runs/methods/$$method; done
+	for method in ip_adapter pulid; do \
+		$(BIN)/bolid-train assemble --recipe $$method --guider --out runs/methods/$${method}_pose; done
+	for model in $(METHODS) ip_adapter_pose pulid_pose; do \
+		$(BIN)/bolid-export --model runs/methods/$$model --precision fp32 --force -o runs/methods/engines/$$model; done
+	$(BIN)/bolid-eval compare $(foreach model,$(METHODS) ip_adapter_pose pulid_pose,$(model)=runs/methods/engines/$(model)$(GUIDED)) \
+		embedded=embedded embedded_2=embedded@references=2 --data runs/unseen --people 200 --pictures-per-person 6 \
+		-o docs/results/comparison.json --figure docs/images/comparison.png
 	$(BIN)/python benchmarks/tables.py
 
 wheel: $(DEV)/.installed ## dist/*.whl

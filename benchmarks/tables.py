@@ -99,7 +99,8 @@ def sampled(row: dict) -> str:
     """How a row's pictures were made."""
     guided = "" if row["guidance"] == 1 else f", guidance {row['guidance']:g}"
     pose = "" if row["pose_input"] else ", no pose"
-    return f"{row['steps']} steps{guided}{pose}"
+    references = "" if row.get("references", 1) == 1 else f", up to {row['references']} references"
+    return f"{row['steps']} steps{guided}{pose}{references}"
 
 
 def judged(metrics: dict, columns: dict[str, str]) -> list[str]:
@@ -141,7 +142,16 @@ QUALITY = {
     "fd_judge_clip": "Frechet distance, CLIP features (lower is better)",
     "clothes_colour_distance": "clothes' mean colour, RGB distance (lower is better)",
 }
-MODELS = {"ip_adapter": "IP-Adapter", "instantid": "InstantID", "pulid": "PuLID", "bolid": "BoLID"}
+MODELS = {
+    "ip_adapter": "IP-Adapter",
+    "ip_adapter_pose": "IP-Adapter + T2I-Adapter",
+    "instantid": "InstantID",
+    "pulid": "PuLID",
+    "pulid_pose": "PuLID + T2I-Adapter",
+    "bolid": "BoLID",
+    "embedded": "BoLID, embedded",
+    "embedded_2": "BoLID, embedded",
+}
 COMPARED = {
     "fid": "FID ↓",
     "fd_judge_clip": "Frechet distance, CLIP ↓",

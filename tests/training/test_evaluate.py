@@ -29,7 +29,8 @@ from bolid_training.evaluate.metrics import (
     keypoint_errors,
     pck,
 )
-from bolid_training.evaluate.protocol import trials
+from bolid_training.evaluate.pictures import identify
+from bolid_training.evaluate.protocol import further_photographs, trials
 from bolid_training.evaluate.run import compare, evaluate
 
 
@@ -202,6 +203,27 @@ def test_identity_is_compared_with_another_photograph_of_the_person():
     assert all(people.photos[trial.other] for trial in chosen)
 
 
+def test_further_references_are_neither_the_first_nor_the_one_it_is_compared_with():
+    people = photographs()
+    shown = []
+
+    class Viewer:
+        def identify(self, images):
+            shown.append(images)
+            return SimpleNamespace(images=images)
+
+    chosen = trials(people, 8)
+    identify(Viewer(), people, chosen, references=3)
+    sets = [images for images in shown if isinstance(images, list)]
+    photos = [int(people.photos[people.identity == trial.identity].sum()) for trial in chosen]
+    assert sorted(len(images) for images in sets) == sorted(min(3, count - 1) for count in photos if count > 2)
+    for trial in chosen:
+        more = further_photographs(people, trial)
+        assert not {trial.index, trial.other} & set(more)
+        assert all(people.photos[more])
+        assert all(people.identity[more] == trial.identity)
+
+
 class Copyist:
     """A generator that draws its reference again, and knows nobody in the first picture it is shown."""
 
@@ -301,7 +323,8 @@ def test_rows_are_named_bundles_with_options():
     assert parse_contestant("base=embedded@steps=25@guidance=3@pose=none") == Contestant(
         name="base", bundle=None, options={"pose": None, "sampling": Sampling(steps=25, guidance=3.0)}
     )
-    for text in ("bolid", "=x", "a=b@pose=anna", "a=b@colour=red", "a=b@steps=many"):
+    assert parse_contestant("two=embedded@references=2").references == 2
+    for text in ("bolid", "=x", "a=b@pose=anna", "a=b@colour=red", "a=b@steps=many", "a=b@references=0"):
         with pytest.raises(InputError, match=r"expected|many"):
             parse_contestant(text)
 

@@ -32,10 +32,12 @@ Accepted = list[tuple[Trial, Identity]]
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """A row: a bundle, and what is asked of it beyond its defaults. `options`: keywords of `Generator.batch`."""
+    """A row: a bundle, and what is asked of it beyond its defaults. `options`: keywords of `Generator.batch`;
+    `references`: how many photographs of a person it is shown, where there are so many."""
 
     name: str
     bundle: Path | None
+    references: int = 1
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -48,13 +50,19 @@ def parse_contestant(text: str) -> Contestant:
     name, equals, folder = head.partition("=")
     if not (name and equals and folder):
         raise InputError(f"{text!r} is no row; expected NAME=BUNDLE, as in bolid=engines/bolid")
-    return Contestant(name=name, bundle=None if folder == "embedded" else Path(folder), options=_options(text, choices))
-
-
-def _options(text: str, choices: list[str]) -> dict[str, Any]:
     given = dict(choice.partition("=")[::2] for choice in choices)
-    if given.keys() - {"pose", "steps", "guidance"} or given.get("pose", "none") != "none":
-        raise InputError(f"{text!r} cannot be read; expected @pose=none, @steps=N or @guidance=X after the bundle")
+    if given.keys() - {"pose", "steps", "guidance", "references"} or given.get("pose", "none") != "none":
+        raise InputError(
+            f"{text!r} cannot be read; expected @pose=none, @steps=N, @guidance=X or @references=N after the bundle"
+        )
+    references = given.pop("references", "1")
+    if not (references.isdecimal() and int(references)):
+        raise InputError(f"{text!r} asks for {references!r} references; expected a whole number from 1")
+    bundle = None if folder == "embedded" else Path(folder)
+    return Contestant(name=name, bundle=bundle, references=int(references), options=_options(text, given))
+
+
+def _options(text: str, given: dict[str, str]) -> dict[str, Any]:
     pose = {"pose": None} if "pose" in given else {}
     try:
         sampling = Sampling(
@@ -74,7 +82,12 @@ def compare(
     Raises BundleError and InputError.
     """
     generators = [Generator(contestant.bundle) for contestant in contestants]
-    accepted = common([identify(generator, people, trials) for generator in generators])
+    accepted = common(
+        [
+            identify(generator, people, trials, contestant.references)
+            for generator, contestant in zip(generators, contestants, strict=True)
+        ]
+    )
     exam = set_exam(judges, people, accepted[0])
     beside, reference = references(exam, judges, generators[0])
     places, rows, measured, drawn = chosen_rows(exam, shown), [], [], {}
@@ -144,6 +157,7 @@ def _row(
         "bundle": generator.bundle.digest,
         "precision": generator.bundle.manifest.precision,
         **asdict(sampling),
+        "references": contestant.references,
         "pose_input": "pose" not in contestant.options and "pose" in generator.bundle.manifest.capabilities,
         "metrics": summaries(exam, values) | distance(exam, seen),
         "by_pose": {name: by_pose(exam, values[name]) for name in BY_POSE},

@@ -15,20 +15,38 @@ from bolid_sdk.images import from_signed, stack_pixels, to_signed
 from bolid_sdk.pose import draw_skeleton
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.data import People
-from bolid_training.evaluate.protocol import Trial
+from bolid_training.evaluate.protocol import Trial, further_photographs
 
 BATCH = 8
 
 
-def identify(generator: Generator, people: People, trials: list[Trial]) -> list[tuple[Trial, Identity]]:
-    """The trials whose reference the SDK accepts; the others are counted as refused."""
+def identify(
+    generator: Generator, people: People, trials: list[Trial], references: int = 1
+) -> list[tuple[Trial, Identity]]:
+    """The trials whose reference the SDK accepts; the others are counted as refused.
+
+    With more `references` further photographs of the person come in, as far as there are any and they are accepted;
+    pose stays the trial's own.
+    """
     accepted = []
     for trial in trials:
         try:
-            accepted.append((trial, generator.identify(Image.fromarray(people.images[trial.index]))))
+            identity = generator.identify(Image.fromarray(people.images[trial.index]))
         except InputError:
             continue
+        more = further_photographs(people, trial)[: references - 1]
+        accepted.append(
+            (trial, with_photographs(generator, people, identity, [trial.index, *more]) if more else identity)
+        )
     return accepted
+
+
+def with_photographs(generator: Generator, people: People, alone: Identity, indices: list[int]) -> Identity:
+    """The person of several photographs, or of the first `alone` where another is refused."""
+    try:
+        return generator.identify([Image.fromarray(people.images[index]) for index in indices])
+    except InputError:
+        return alone
 
 
 def generate(

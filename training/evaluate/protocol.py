@@ -50,6 +50,11 @@ def true_prompt(people: People, index: int) -> str:
     return f"{POSES[entry['pose']][0]} {PLACES[entry['scene']][0]}"
 
 
+def further_photographs(people: People, trial: Trial) -> list[int]:
+    """Photographs of the trial's person beside the reference and the one that is kept for comparison."""
+    return [index for index in _in_turn(people, trial.index)[1:] if index != trial.other]
+
+
 def _trial(people: People, first: int, number: int, rng: np.random.Generator) -> Trial:
     photos = _in_turn(people, first)
     shown = photos[:-1] or photos
