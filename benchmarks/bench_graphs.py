@@ -6,6 +6,7 @@ import pytest
 from bolid_sdk.backends import Backend, open_backend
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.contracts import PARTS, TensorSpec
+from bolid_sdk.graphs import load_graph
 from bolid_sdk.manifest import Manifest
 
 GRAPHS = (
@@ -35,7 +36,7 @@ def test_graph(benchmark, bundle: Bundle, opened: Backend, graph: str, seed: int
     if entry is None:
         pytest.skip(f"the embedded bundle has no {graph}")
     benchmark.extra_info["name"] = f"`{graph}`"
-    engine = opened.load(bundle.file(entry.file), entry.spec)
+    engine = load_graph(bundle, opened, graph)
     rng = np.random.default_rng(seed)
     inputs = {tensor.name: example(tensor, axes(bundle.manifest), rng) for tensor in entry.spec.inputs}
     benchmark(engine.run, inputs)

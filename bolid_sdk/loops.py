@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -20,12 +20,20 @@ class BoundLoops:
     """A loop for each kind of step in a plan: whole UNet or shallow half, two guidance branches or one.
 
     Each is bound when it is first needed. `constants` hold the largest number of branches for B = `batch` pictures, the
-    conditional rows last.
+    conditional rows last. The deep feature is given by the runs of a plan with shallow steps only.
     """
 
-    def __init__(self, full: Engine, shallow: Engine | None, constants: Mapping[str, FloatArray], batch: int) -> None:
+    def __init__(
+        self,
+        full: Engine,
+        shallow: Engine | None,
+        constants: Mapping[str, FloatArray],
+        batch: int,
+        plan: Sequence[PlannedStep],
+    ) -> None:
         self._full, self._shallow = full, shallow
         self._constants, self._batch = constants, batch
+        self._unwanted = {DEEP_FEATURE} if all(step.full for step in plan) else set()
         self._bound: dict[tuple[bool, int], Loop] = {}
 
     def __getitem__(self, step: PlannedStep) -> Loop:
@@ -43,7 +51,8 @@ class BoundLoops:
         inputs = [tensor for tensor in engine.spec.inputs if tensor.name in self._constants]
         guided = {tensor.name for tensor in inputs if tensor.shape[0] == "guided_batch"}
         values = {tensor.name: self._constants[tensor.name] for tensor in inputs}
-        return engine.bind({name: value[-rows:] if name in guided else value for name, value in values.items()})
+        constants = {name: value[-rows:] if name in guided else value for name, value in values.items()}
+        return engine.bind(constants, [name for name in engine.spec.output_names if name not in self._unwanted])
 
 
 class DeepFeatures:
@@ -53,7 +62,7 @@ class DeepFeatures:
         self._kept: list[Tensor] = []
 
     def keep(self, outputs: Mapping[str, Tensor]) -> None:
-        """Of a step that gives a feature: a full one, of a bundle with a shallow half."""
+        """Of a step that gives a feature: a full one, of a plan with shallow ones."""
         if DEEP_FEATURE in outputs:
             self._kept = [*self._kept[-1:], outputs[DEEP_FEATURE]]
 

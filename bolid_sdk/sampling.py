@@ -133,7 +133,7 @@ def denoise(
     constants = {**conditioning, "guidance": np.array([guidance], np.float32)}
     if not table.uses_noise:
         constants["noise"] = np.zeros(x0.shape, np.float32)
-    loops = BoundLoops(denoiser, shallow, constants, batch=len(noise.seeds))
+    loops = BoundLoops(denoiser, shallow, constants, len(noise.seeds), plan)
     deep = DeepFeatures()
     for index, (step, timestep, coefficients) in enumerate(zip(plan, table.timesteps, table.coefficients, strict=True)):
         changing = {"sample": sample, "previous_x0": x0, "timestep": timestep[None], "coefficients": coefficients}

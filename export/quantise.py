@@ -23,7 +23,7 @@ from bolid_export.ranges import channel_peaks, input_scales
 from bolid_export.sensitivity import Sample, multiply_adds, sensitive_layers
 from bolid_export.smoothing import smooth
 
-GRAPHS = ("denoiser", "vae_decoder")
+GRAPHS = ("denoiser", "denoiser_shallow", "vae_decoder")
 """Where the time goes, and nothing but pixels comes from: keypoints are measured, identities are stored and shared. The
 pose guider runs once a picture, and its features reach every step: little to gain, a pose to lose."""
 

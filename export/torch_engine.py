@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from bolid_export.graphs import Graph
+from bolid_sdk.backends import wanted_outputs
 from bolid_sdk.contracts import GraphSpec
 
 Arrays: TypeAlias = dict[str, NDArray[Any]]
@@ -45,8 +46,8 @@ class TorchEngine:
         self.records.append(record)
         return record.outputs
 
-    def bind(self, constants: Mapping[str, Any]) -> TorchLoop:
-        return TorchLoop(self, constants)
+    def bind(self, constants: Mapping[str, Any], outputs: Collection[str] | None = None) -> TorchLoop:
+        return TorchLoop(self, constants, wanted_outputs(self.spec, outputs))
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class TorchLoop:
 
     engine: TorchEngine
     constants: Mapping[str, Any]
+    outputs: Collection[str]
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         outputs = self.engine.run({**self.constants, **inputs})
-        return {name: torch.from_numpy(array) for name, array in outputs.items()}
+        return {name: torch.from_numpy(outputs[name]) for name in self.outputs}

@@ -51,8 +51,13 @@ class Engine(Protocol):
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Runs the graph once, host to host."""
 
-    def bind(self, constants: Mapping[str, Array]) -> Loop:
-        """Uploads what stays the same over a loop."""
+    def bind(self, constants: Mapping[str, Array], outputs: Collection[str] | None = None) -> Loop:
+        """Uploads what stays the same over a loop; `outputs` are those that its runs give, all of them without."""
+
+
+def wanted_outputs(spec: GraphSpec, outputs: Collection[str] | None) -> tuple[str, ...]:
+    """The graph's outputs that are among `outputs`, in its own order; all of them for None."""
+    return tuple(name for name in spec.output_names if outputs is None or name in outputs)
 
 
 class Backend(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor
+from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor, wanted_outputs
 from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BackendError, BundleError
@@ -84,8 +84,9 @@ class OrtEngine:
         names = self.spec.output_names
         return dict(zip(names, self._session.run(list(names), dict(inputs)), strict=True))
 
-    def bind(self, constants: Mapping[str, Array]) -> Loop:
-        return OrtLoop(self._session, self.spec.output_names, constants, self._device, self._index)
+    def bind(self, constants: Mapping[str, Array], outputs: Collection[str] | None = None) -> Loop:
+        names = wanted_outputs(self.spec, outputs)
+        return OrtLoop(self._session, names, constants, self._device, self._index)
 
 
 class OrtBackend:

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor
+from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor, wanted_outputs
 from bolid_sdk.backends.blobs import Blobs, open_blobs
 from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.contracts import GraphSpec
@@ -71,10 +71,13 @@ class OvTensor:
 
 
 class OvLoop:
-    """An infer request of its own; inputs and outputs are shared with the runtime, never copied."""
+    """An infer request of its own; inputs and outputs are shared with the runtime, never copied.
 
-    def __init__(self, engine: OvEngine, constants: Mapping[str, Array]) -> None:
-        self._engine = engine
+    An output that nobody wants is computed all the same, into one place that belongs to the request.
+    """
+
+    def __init__(self, engine: OvEngine, constants: Mapping[str, Array], outputs: Collection[str]) -> None:
+        self._engine, self._outputs = engine, outputs
         self._held = {name: _share(array) for name, array in constants.items()}
         self._compiled: Any = None
         self._request: Any = None
@@ -85,7 +88,8 @@ class OvLoop:
         self._held |= {name: value if isinstance(value, OvTensor) else _share(value) for name, value in inputs.items()}
         try:
             self._prepare(self._engine.compiled(self._held))
-            outputs = {port.any_name: self._bind_output(port) for port in self._compiled.outputs}
+            wanted = [port for port in self._compiled.outputs if port.any_name in self._outputs]
+            outputs = {port.any_name: self._bind_output(port) for port in wanted}
             for name, tensor in self._held.items():
                 self._request.set_tensor(name, tensor.value)
             self._request.infer()
@@ -124,8 +128,8 @@ class OvEngine:
             self._forget()
         return outputs
 
-    def bind(self, constants: Mapping[str, Array]) -> Loop:
-        return OvLoop(self, constants)
+    def bind(self, constants: Mapping[str, Array], outputs: Collection[str] | None = None) -> Loop:
+        return OvLoop(self, constants, wanted_outputs(self.spec, outputs))
 
     def _forget(self) -> None:
         with self._lock:

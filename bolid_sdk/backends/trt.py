@@ -10,7 +10,7 @@ import os
 import re
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor
+from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor, wanted_outputs
 from bolid_sdk.backends.cuda_device import Buffer, Device, Graph, Stream, open_device
 from bolid_sdk.built_engine import EngineFile, Shape
 from bolid_sdk.contracts import GraphSpec, TensorSpec
@@ -154,15 +154,18 @@ class Session:
 class TrtLoop:
     """A session that belongs to this loop while it lives. Constants are uploaded once for each set of shapes."""
 
-    def __init__(self, engine: TrtEngine, session: Session, constants: Mapping[str, Array]) -> None:
+    def __init__(
+        self, engine: TrtEngine, session: Session, constants: Mapping[str, Array], outputs: Collection[str]
+    ) -> None:
         self._engine, self._session, self._constants = engine, session, dict(constants)
+        self._outputs = [tensor for tensor in engine.spec.outputs if tensor.name in outputs]
         self._plan: Plan | None = None
 
     def run(self, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
         """Raises InputError for missing or unknown inputs and unfit shapes, BackendError when the device fails."""
         plan = self._prepare(inputs)
         self._session.execute(plan)
-        return {tensor.name: self._output(plan, tensor) for tensor in self._engine.spec.outputs}
+        return {tensor.name: self._output(plan, tensor) for tensor in self._outputs}
 
     def run_to_host(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """As `run`, without a copy on the device in between."""
@@ -235,15 +238,15 @@ class TrtEngine:
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         return self._bind({}).run_to_host(inputs)
 
-    def bind(self, constants: Mapping[str, Array]) -> Loop:
-        return self._bind(constants)
+    def bind(self, constants: Mapping[str, Array], outputs: Collection[str] | None = None) -> Loop:
+        return self._bind(constants, outputs)
 
-    def _bind(self, constants: Mapping[str, Array]) -> TrtLoop:
+    def _bind(self, constants: Mapping[str, Array], outputs: Collection[str] | None = None) -> TrtLoop:
         self.device.activate()
         with self._lock:
             session = self._idle.pop() if self._idle else None
         session = session or Session(self)
-        loop = TrtLoop(self, session, constants)
+        loop = TrtLoop(self, session, constants, wanted_outputs(self.spec, outputs))
         # list.append is atomic, so no lock: a finaliser may run while this thread holds it
         weakref.finalize(loop, self._idle.append, session)
         return loop

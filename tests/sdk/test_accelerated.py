@@ -115,7 +115,50 @@ def counted(bind, runs):
             runs.append(inputs.get("deep_feature"))
             return self.loop.run(inputs)
 
-    return lambda constants: Counting(bind(constants))
+    return lambda constants, outputs: Counting(bind(constants, outputs))
+
+
+@pytest.mark.parametrize(("caching", "given"), [("off", [False] * 6), ("balanced", [True] * 4 + [False] * 2)])
+def test_the_deep_feature_is_given_to_who_goes_on_from_it(generator, person, monkeypatch, caching, given):
+    """Four of six steps are full with caching, and a shallow step has no feature to give."""
+    found = []
+    for name in ("denoiser", "denoiser_shallow"):
+        engine = generator._graphs[name]
+        monkeypatch.setattr(engine, "bind", watched(engine.bind, found))
+    generator(person, PROMPT, sampling=Sampling(steps=6, caching=caching))
+    assert sorted(found, reverse=True) == given
+
+
+def watched(bind, found):
+    class Watching:
+        def __init__(self, loop):
+            self.loop = loop
+
+        def run(self, inputs):
+            outputs = self.loop.run(inputs)
+            assert {"next_sample", "x0"} <= set(outputs)
+            found.append("deep_feature" in outputs)
+            return outputs
+
+    return lambda constants, outputs: Watching(bind(constants, outputs))
+
+
+def test_a_loop_gives_what_it_is_asked_for(generator, person):
+    """The same values, whatever else is left out."""
+    job = generator._start([(person, PROMPT)], {"seed": 3})
+    sample = np.random.default_rng(0).standard_normal((1, 4, 8, 8), np.float32)
+    inputs = {**generator._plan(job, slice(1)).conditioning, "guidance": np.float32([2.5]), "noise": 0 * sample}
+    inputs |= {"sample": sample, "previous_x0": sample, "timestep": job.table.timesteps[:1]}
+    inputs["coefficients"] = job.table.coefficients[0]
+    engine = generator._graphs["denoiser"]
+    everything = engine.bind({}).run(inputs)
+    assert set(everything) == set(engine.spec.output_names)
+    loop = engine.bind({}, ["x0", "next_sample"])
+    for _ in range(3):
+        found = loop.run(inputs)
+        assert list(found) == ["next_sample", "x0"]
+        for name, value in found.items():
+            np.testing.assert_array_equal(value.numpy(), everything[name].numpy())
 
 
 def test_the_result_tells(generator, person):

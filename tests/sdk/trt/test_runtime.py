@@ -82,6 +82,19 @@ def test_a_step_of_the_loop_neither_allocates_nor_moves_what_stays(machine, engi
     assert moved == {inputs["sample"].nbytes: 5 * 4, deep: 5}
 
 
+def test_an_output_that_nobody_wants_is_not_moved(machine, engine_bundle):
+    constants, inputs = denoiser_inputs(engine_bundle)
+    engine = load(engine_bundle, "denoiser")
+    expected = engine.bind(constants).run(inputs)
+    found = engine.bind(constants, ["next_sample", "x0"]).run(inputs)
+    deep = expected["deep_feature"]
+    moved = [call.size for call in machine.cuda.calls if call.kind == "DeviceToDevice"]
+    assert moved.count(4 * int(np.prod(deep.shape))) == 1  # by the first loop
+    assert set(expected) - set(found) == {"deep_feature"}
+    for name, value in found.items():
+        np.testing.assert_array_equal(value.numpy(), expected[name].numpy())
+
+
 def test_one_allocation_for_each_tensor_of_a_shape(machine, engine_bundle):
     constants, inputs = denoiser_inputs(engine_bundle)
     loop = load(engine_bundle, "denoiser").bind(constants)
