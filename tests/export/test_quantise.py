@@ -216,6 +216,52 @@ def test_onnxruntime_computes_what_pytorch_computes(decoder):
     assert output_error([(torch.from_numpy(fused),)], [expected]) < 1.2 * loss
 
 
+LATENTS = {"latent_height": 6}
+
+
+@pytest.fixture(scope="module")
+def halves(graphs):
+    """The whole denoiser and its shallow half, each (float32 graph, what `quantise` makes of it)."""
+    made = {}
+    for name in ("denoiser", "denoiser_shallow"):
+        samples = [example_inputs(graphs[name].spec, LATENTS, seed) for seed in range(4)]
+        made[name] = graphs[name], quantise(graphs[name], samples[:2], samples[2:])
+    return made
+
+
+def test_the_shallow_half_is_quantised_as_the_whole_is(halves, sizes, tmp_path):
+    """Its layers by the same policy, its own copy of what it shares with the whole, and runtimes take it."""
+    assert set(halves) < set(GRAPHS)
+    graph, found = halves["denoiser_shallow"]
+    reasons = {island.module.rpartition(".")[2]: island.reason for island in found.kept}
+    for name in ("conv_in", "conv_out", "time_emb_proj", "to_k", "to_v", "to_k_ip"):
+        assert any(last.startswith(name) and reason in POLICY.values() for last, reason in reasons.items()), name
+    assert found.layers > 5
+    assert not any(type(module).__name__.startswith("Quantised") for module in graph.modules())
+    inputs = example_inputs(graph.spec, LATENTS, seed=9)
+    with torch.no_grad():
+        expected, rounded = graph(*inputs), found.graph(*inputs)
+    assert 1e-4 < output_error([rounded], [expected]) < 0.05
+    file = save_graph(to_onnx(found.graph, size_step=sizes.size_step, vae_factor=sizes.vae_factor), tmp_path)
+    engine = load_engines({"denoiser_shallow": file}, {"denoiser_shallow": graph.spec})["denoiser_shallow"]
+    arrays = {name: tensor.numpy() for name, tensor in zip(graph.spec.input_names, inputs, strict=True)}
+    outputs = engine.run(arrays)
+    traced = tuple(torch.from_numpy(np.asarray(outputs[name])) for name in graph.spec.output_names)
+    assert output_error([traced], [rounded]) < 0.02
+
+
+def test_both_halves_in_int8_still_are_one_network(halves):
+    """With the feature of its own step the shallow half computes what the whole does, to within their rounding."""
+    whole, shallow = (found.graph for _, found in halves.values())
+    values = dict(zip(whole.spec.input_names, example_inputs(whole.spec, LATENTS, seed=9), strict=True))
+    with torch.no_grad():
+        full = dict(zip(whole.spec.output_names, whole(*values.values()), strict=True))
+        deep = {"deep_feature": full["deep_feature"], "earlier_deep_feature": full["deep_feature"]}
+        given = {**values, **deep, "extrapolation": torch.zeros(1)}
+        half = shallow(*(given[name] for name in shallow.spec.input_names))
+    assert output_error([half], [tuple(full[name] for name in shallow.spec.output_names)]) < 0.05
+
+
 def test_openvino_runs_the_pairs_as_integer_kernels(decoder):
     openvino = pytest.importorskip("openvino", reason="pip install 'bolid-sdk[openvino]'")
     _, found, file, _ = decoder
