@@ -35,6 +35,11 @@ def test_identify(benchmark, generator: Generator):
     benchmark(generator.identify, REFERENCE)
 
 
+def test_identify_several(benchmark, generator: Generator):
+    benchmark.extra_info["name"] = "identify alone, 4 references"
+    benchmark(generator.identify, [REFERENCE] * 4)
+
+
 def test_cold(benchmark, backend: str, bundle, seed: int, tmp_path: Path):
     benchmark.extra_info["name"] = "process start to file (`bolid-infer`)"
     program = Path(sys.executable).with_name("bolid-infer")

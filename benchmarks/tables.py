@@ -2,7 +2,7 @@
 
 What stands between `<!-- table: NAME -->` and `<!-- /table -->` is replaced by the table NAME.
 
-python benchmarks/tables.py           rewrites README.md and the model card
+python benchmarks/tables.py           rewrites README.md, docs/ and the model card
 python benchmarks/tables.py --check   changes nothing, and fails when a table does not show the results
 """
 
@@ -11,8 +11,15 @@ import re
 import sys
 from pathlib import Path
 
+import acceleration
+from formats import interval, markdown, precise
+
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = (ROOT / "README.md", *(ROOT / "training" / "weights").glob("*/README.md"))
+DOCUMENTS = (
+    ROOT / "README.md",
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "training" / "weights").glob("*/README.md"),
+)
 RESULTS = ROOT / "benchmarks" / "results"
 EVALUATION = ROOT / "docs" / "results" / "avatar.json"
 COMPARISON = ROOT / "docs" / "results" / "comparison.json"
@@ -32,17 +39,6 @@ def latency(group: str) -> str:
 def cell(row: dict) -> str:
     median, low, high = (precise(row[name]) for name in ("median_ms", "q1_ms", "q3_ms"))
     return f"**{median}** ({low}–{high})"
-
-
-def precise(milliseconds: float) -> str:
-    """About three digits."""
-    return f"{milliseconds:.{0 if milliseconds >= 100 else 1 if milliseconds >= 10 else 2}f}"
-
-
-def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """The first column is text, the others are numbers."""
-    rule = ("---", *("---:" for _ in header[1:]))
-    return "".join(f"| {' | '.join(row)} |\n" for row in (header, rule, *rows))
 
 
 def footnote(environment: dict) -> str:
@@ -111,15 +107,6 @@ def pace(row: dict) -> str:
     return f"{row['seconds_per_image']['value']:.2g}"
 
 
-def interval(summary: dict | None) -> str:
-    if summary is None:
-        return ""
-    if "ci95" not in summary:
-        return f"{summary['value']:.2f}"
-    low, high = summary["ci95"]
-    return f"**{summary['value']:.3f}** ({low:.3f}–{high:.3f})"
-
-
 COLUMNS = {
     "metrics": "generated",
     "ceilings": "the reference itself",
@@ -168,6 +155,9 @@ TABLES = {
     "comparison": comparison,
     "image": lambda: latency("image"),
     "graphs": lambda: latency("graphs"),
+    "cpu": lambda: acceleration.cpu(RESULTS),
+    "levers": lambda: acceleration.levers(RESULTS),
+    "export": lambda: acceleration.export(RESULTS),
 }
 
 

@@ -1,7 +1,7 @@
 """Exports of true-size checkpoints: seconds by stage, peak memory, bytes, into benchmarks/results/export.json.
 
     python benchmarks/true_size.py --out runs/sd15
-    python benchmarks/true_size_export.py runs/sd15      fp32 (float16 on disk), fp16, TensorRT-RTX engines
+    python benchmarks/true_size_export.py runs/sd15      fp32 (float16 on disk), fp16, int8, TensorRT-RTX engines
     python benchmarks/true_size_export.py runs/sd15 --only fp16
 
 Each export is a process of its own; bundles are left in runs/bundles for `benchmarks/peers`.
@@ -28,6 +28,7 @@ PACKAGES = ("bolid-sdk", "torch", "diffusers", "transformers", "onnx", "onnxscri
 EXPORTS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32"},
     "fp16": {"precision": "fp16"},
+    "int8": {"precision": "int8"},
     "tensorrt-rtx": {"precision": "fp16", "compute_capability": "8.9", "batch": "1:1:4"},
 }
 
@@ -86,6 +87,7 @@ def export(model: Path, name: str) -> dict[str, Any]:
         "model": model.name,
         "export": name,
         "precision": settings["precision"],
+        "family": bundle.manifest.family,
         "seconds": round(end - start, 1),
         "engine_seconds": round(sum(build["seconds"] for build in engines.values()), 1),
         "rss_mb": peak_rss() >> 20,

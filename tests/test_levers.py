@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from bolid_sdk import Sampling
+from bolid_sdk.sampling import ResolvedSampling
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+FEW_STEPS = ResolvedSampling(steps=4, guidance=1.0, sampler="ddim", spacing="trailing")
+GUIDED = ResolvedSampling(steps=20, guidance=3.0, sampler="ddim", spacing="trailing")
 
 
 def load(name):
@@ -21,61 +24,66 @@ def load(name):
 
 
 @pytest.fixture(scope="module")
-def levers():
+def groups():
+    return load("lever_groups")
+
+
+@pytest.fixture(scope="module")
+def levers(groups):
+    """Finds `lever_groups` among the modules that are loaded already."""
     return load("levers")
 
 
-def test_levers_are_read(levers):
-    assert levers.sampling_of("") == Sampling()
+def test_levers_are_read(groups):
+    assert groups.sampling_of("") == Sampling()
     expected = Sampling(steps=8, caching="fast", guidance_interval=(0.1, 0.75))
-    assert levers.sampling_of("steps=8 caching=fast guidance_interval=0.1:0.75") == expected
+    assert groups.sampling_of("steps=8 caching=fast guidance_interval=0.1:0.75") == expected
     for text in ("speed=9", "steps=many", "caching"):
         with pytest.raises(ValueError, match=r"speed|many|caching"):
-            levers.sampling_of(text).resolve(
-                levers.ResolvedSampling(steps=4, guidance=3, sampler="ddim", spacing="trailing")
-            )
+            groups.sampling_of(text).resolve(FEW_STEPS)
 
 
-def test_every_default_lever_is_usable(levers):
-    defaults = levers.ResolvedSampling(steps=12, guidance=3, sampler="ddim", spacing="trailing")
-    resolved = [levers.sampling_of(text).resolve(defaults) for text in levers.LEVERS]
-    assert resolved[0] == defaults
-    assert len(set(map(repr, resolved))) == len(resolved)
+def test_a_lever_changes_words_of_its_base(groups):
+    lever = groups.lever_of("bundle=one backend=onnxruntime steps=20 guidance=3", "backend=openvino steps=12")
+    assert lever.place == (groups.ENGINES / "one", "openvino")
+    assert lever.sampling == Sampling(steps=12, guidance=3.0)
+    assert groups.lever_of("bundle=/elsewhere", "").place == (Path("/elsewhere"), "onnxruntime")
 
 
-def test_differences_are_of_pairs(levers):
-    """People differ by far more than a lever does: only pairs tell that it costs 0.02 of each."""
-    random = np.random.default_rng(0)
-    people = np.repeat(np.arange(40), 2)
-    plain = {"id_similarity": random.normal(0.5, 0.3, 80)}
-    changed = {"id_similarity": plain["id_similarity"] - 0.02 + random.normal(0, 0.001, 80)}
-    found = levers.differences(changed, plain, people)["id_similarity"]
-    low, high = found["ci95"]
-    assert low <= found["value"] <= high
-    assert found["value"] == pytest.approx(-0.02, abs=0.001)
-    assert high - low < 0.002
+def test_every_default_lever_is_another_way_to_make_the_picture(groups):
+    """By the steps that run, not by the name: at four steps caching=fast would be caching=balanced again."""
+    for group, defaults in zip(groups.GROUPS, (FEW_STEPS, GUIDED), strict=True):
+        found = [groups.lever_of(group.base, text) for text in ("", *group.levers)]
+        resolved = [lever.sampling.resolve(defaults) for lever in found]
+        ways = [
+            (*lever.place, chosen.sampler, tuple(map(str, chosen.plan())))
+            for lever, chosen in zip(found, resolved, strict=True)
+        ]
+        assert len(set(ways)) == len(ways)
+        assert resolved[0].steps == defaults.steps
+    assert not any("guidance" in text for text in groups.GROUPS[0].levers)
+
+
+def test_what_cannot_be_run_is_named_and_left_out(groups, levers, tmp_path, capsys):
+    (tmp_path / "manifest.json").touch()
+    texts = ("caching=fast", "backend=nonsense", "bundle=/no/such/bundle")
+    group = groups.Group(name="mine", base=f"bundle={tmp_path}", levers=texts)
+    assert [lever.text for lever in levers.usable(group)] == ["", "caching=fast"]
+    said = capsys.readouterr().err
+    assert "nonsense is not installed" in said
+    assert "no bundle /no/such/bundle" in said
 
 
 @pytest.mark.parametrize(
-    ("identity", "pose", "clip", "passed", "certain"),
+    ("states", "expected"),
     [
-        ((0.0, -0.005), (0.0, 0.0), (0.0, 0.0), True, True),
-        ((-0.009, -0.02), (0.0, 0.0), (0.0, 0.0), True, False),
-        ((-0.011, -0.02), (0.0, 0.0), (0.0, 0.0), False, False),
-        ((0.0, 0.0), (-0.02, -0.03), (0.0, 0.0), False, False),
-        ((0.0, 0.0), (0.0, 0.0), (-0.0029, -0.003), True, True),
-        ((0.0, 0.0), (0.0, 0.0), (-0.0031, -0.004), False, False),
+        (("passed", "passed"), "passed"),
+        (("passed", "open: more pictures are needed"), "open"),
+        (("open: more pictures are needed", "failed"), "failed"),
     ],
 )
-def test_gates(levers, identity, pose, clip, passed, certain):
-    """One hundredth: absolute of identity and pose, relative of a CLIP score of 0.3."""
-    names = ("id_similarity", "pose_pck10", "clip_score")
-    different = {
-        name: {"value": value, "ci95": [low, 1.0]}
-        for name, (value, low) in zip(names, (identity, pose, clip), strict=True)
-    }
-    plain = {"clip_score": np.array([0.2, 0.4]), "id_similarity": np.ones(2), "pose_pck10": np.ones(2)}
-    assert levers.gates(different, plain) == {"passed": passed, "certain": certain}
+def test_the_worst_gate_is_the_levers(levers, states, expected):
+    assert levers.state({"gates": dict(enumerate({"state": state} for state in states))}) == expected
 
 
 def test_psnr_of_known_errors(levers):

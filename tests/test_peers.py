@@ -31,7 +31,7 @@ serve(draw)
 def peers(monkeypatch, tmp_path):
     """The modules of benchmarks/peers by name; logs go to a temporary folder."""
     monkeypatch.syspath_prepend(str(PEERS))
-    modules = {name: importlib.import_module(name) for name in ("systems", "compare", "protocol")}
+    modules = {name: importlib.import_module(name) for name in ("gated", "systems", "compare", "protocol")}
     monkeypatch.setattr(modules["compare"], "LOGS", tmp_path / "logs")
     monkeypatch.setattr(modules["compare"], "MOST_ROUNDS", 3)
     return modules
@@ -43,7 +43,8 @@ def sleeper(peers, tmp_path):
         script = tmp_path / f"{name}.py"
         values = {"peers": str(PEERS), "largest": largest, "seconds": seconds, "ours": ours, "name": name}
         script.write_text(SLEEPER.format(**values, diary=str(tmp_path / "diary")))
-        return peers["systems"].System(name=name, script=str(script), arguments=("{model}",), ours=ours)
+        applied = peers["gated"].Applied(backend="openvino", precision="fp32") if ours else None
+        return peers["systems"].System(name=name, script=str(script), arguments=("{model}",), applied=applied)
 
     return make
 
@@ -96,5 +97,108 @@ def test_every_system_has_a_script_and_an_environment_that_exists(peers):
     for each in {system for session in peers["systems"].SESSIONS for system in session.systems}:
         assert (PEERS / each.script).is_file()
         assert each.environment is None or each.environment in environments.REQUIREMENTS
-        assert each.ours == (each.gated is not None)
         json.dumps(each.arguments)
+    assert all(session.systems[0] is peers["systems"].OURS for session in peers["systems"].SESSIONS)
+
+
+def test_our_arguments_are_the_bundle_and_the_sampling(peers):
+    compare, fast = peers["compare"], peers["systems"].OURS_INT8_FAST
+    bundle, backend, sampling = (compare.filled(a, {"bundle": "runs/bundles/sd15"}) for a in fast.arguments)
+    assert (bundle, backend) == ("runs/bundles/sd15-int8", "openvino")
+    assert json.loads(sampling) == dict(fast.applied.sampling) == {"caching": "fast"}
+
+
+def lever(group, text, passed, backend="openvino", precision="fp32", **sampling):
+    """A row of levers.json; four steps without guidance."""
+    defaults = {"steps": 4, "guidance": 1.0, "sampler": "ddim", "spacing": "trailing", "eta": 0.0}
+    chosen = {**defaults, "caching": "off", "guidance_interval": [0.0, 1.0], **sampling}
+    place = {"backend": backend, "precision": precision}
+    return {"group": group, "lever": text, "passed": passed, "sampling": chosen, **place}
+
+
+FOUR = [
+    lever("four", "", True, backend="onnxruntime"),
+    lever("four", "backend=openvino", True),
+    lever("four", "backend=openvino caching=balanced", True, caching="balanced"),
+    lever("four", "backend=openvino steps=2", True, steps=2),
+    lever("four", "backend=openvino sampler=lcm", True, sampler="lcm"),
+]
+TWENTY = [
+    lever("twenty", "", True, backend="onnxruntime", steps=20, guidance=3.0),
+    lever("twenty", "caching=fast", True, backend="onnxruntime", steps=20, guidance=3.0, caching="fast"),
+    lever("twenty", "backend=openvino caching=fast", False, steps=20, guidance=3.0, caching="fast"),
+    lever("twenty", "backend=openvino caching=balanced", True, steps=20, guidance=3.0, caching="balanced"),
+]
+
+
+@pytest.mark.parametrize(
+    ("system", "steps", "guidance", "levers", "expected"),
+    [
+        ("OURS_ORT", 4, 1.0, [], True),
+        ("OURS", 4, 1.0, [], False),
+        ("OURS", 4, 1.0, FOUR, True),
+        ("OURS_BALANCED", 4, 1.0, FOUR, True),
+        # at four steps it caches the same step
+        ("OURS_FAST", 4, 1.0, FOUR, True),
+        ("OURS_INT8", 4, 1.0, FOUR, False),
+        # two steps instead of four is a lever, two of two is none
+        ("OURS", 2, 1.0, FOUR, False),
+        ("OURS", 20, 7.5, FOUR + TWENTY, False),
+        ("OURS_FAST", 20, 7.5, FOUR + TWENTY, False),
+        ("OURS_BALANCED", 20, 7.5, FOUR + TWENTY, True),
+        # as many steps, but with one branch each
+        ("OURS_BALANCED", 20, 1.0, FOUR + TWENTY, False),
+    ],
+)
+def test_gated_is_what_the_same_lever_was_on_avatar(peers, system, steps, guidance, levers, expected):
+    applied = getattr(peers["systems"], system).applied
+    assert peers["gated"].is_gated(applied, steps, guidance, levers) is expected
+
+
+def test_another_sampler_is_not_gated_by_its_steps(peers):
+    assert not peers["gated"].is_gated(peers["systems"].OURS.applied, 4, 1.0, [FOUR[0], FOUR[4]])
+
+
+def test_the_int8_exports_own_gate_counts_where_no_lever_was_measured(peers, tmp_path):
+    gated, systems = peers["gated"], peers["systems"]
+    manifest = tmp_path / "manifest.json"
+    for answer, passed in (({}, False), ({"gate": {"passed": True}}, True), ({"gate": {"passed": False}}, False)):
+        manifest.write_text(json.dumps({"verification": answer}))
+        assert gated.read_int8_gate(manifest) is passed
+        assert gated.is_gated(systems.OURS_INT8.applied, 4, 1.0, [], int8_passed=passed) is passed
+        assert not gated.is_gated(systems.OURS_INT8_FAST.applied, 4, 1.0, [], int8_passed=passed)
+        assert not gated.is_gated(systems.OURS.applied, 4, 1.0, [], int8_passed=passed)
+    failed = [FOUR[0], lever("four", "bundle=avatar-int8", False, precision="int8")]
+    assert not gated.is_gated(systems.OURS_INT8.applied, 4, 1.0, failed, int8_passed=True)
+    assert not gated.read_int8_gate(tmp_path / "missing.json")
+    assert gated.read_levers(tmp_path / "missing.json") == []
+
+
+def test_results_hear_of_levers_that_were_measured_later(peers, sleeper):
+    """And peers have no gates."""
+    rows = measure(
+        peers, [sleeper("A", 0.01, ours=True), sleeper("B", 0.01)], [peers["protocol"].Request(size=256, steps=4)]
+    )
+    rows = json.loads(json.dumps(rows))
+    for levers, expected in ((FOUR, [True, None]), ([], [False, None])):
+        assert [row["gated"] for row in peers["gated"].update(rows, levers, int8_passed=False)] == expected
+
+
+def test_what_the_denoiser_reaches_is_of_the_faster_peak(peers, sleeper, tmp_path):
+    compare = peers["compare"]
+    rows = measure(
+        peers, [sleeper("A", 0.01, ours=True), sleeper("B", 0.01)], [peers["protocol"].Request(size=256, steps=4)]
+    )
+    peaks = {"before": {"bf16_gflops": 137_600}, "after": {"bf16_gflops": 100_000}}
+    compare.write(tmp_path / "cpu.json", {}, peaks, rows)
+    ours, peer = json.loads((tmp_path / "cpu.json").read_text())["rows"]
+    # 172 GFLOP by four steps in ten milliseconds
+    assert ours["denoiser_of_peak"] == pytest.approx(0.5)
+    assert "denoiser_of_peak" not in peer
+
+
+def test_a_step_that_is_cached_does_not_count_as_arithmetic(peers):
+    answers = [{"stages": {"denoise": 0.01}}]
+    request, systems = peers["protocol"].Request(size=256, steps=4), peers["systems"]
+    assert "denoiser_gflops" in peers["compare"].stages(systems.OURS, request, answers)
+    assert "denoiser_gflops" not in peers["compare"].stages(systems.OURS_FAST, request, answers)

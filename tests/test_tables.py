@@ -21,6 +21,7 @@ README = "before\n<!-- table: image -->\nold\n<!-- /table -->\nafter\n"
 
 @pytest.fixture
 def tables(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SOURCE.parent))
     spec = importlib.util.spec_from_file_location("tables", SOURCE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -16,6 +16,7 @@ from statistics import median, quantiles
 from typing import Any
 
 import environments
+import gated
 from protocol import Request
 from systems import HERE, RUNS, SESSIONS, UNET_GFLOP, Session, System
 
@@ -38,10 +39,7 @@ class Process:
     def __init__(self, system: System, session: Session) -> None:
         self.system, self.start = system, time.perf_counter()
         names = {"model": str(session.model), "bundle": str(RUNS / "bundles" / session.model.name)}
-        arguments = [
-            argument.format(**names) if "{model}" in argument or "{bundle}" in argument else argument
-            for argument in system.arguments
-        ]
+        arguments = [filled(argument, names) for argument in system.arguments]
         LOGS.mkdir(parents=True, exist_ok=True)
         self.log = LOGS / f"{system.name.replace(' ', '_').replace('/', '_')}.log"
         with self.log.open("wb") as log:
@@ -83,6 +81,13 @@ class Process:
     def _tail(self) -> str:
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         return (lines or ["it ended without a word"])[-1][:300]
+
+
+def filled(argument: str, names: dict[str, str]) -> str:
+    """JSON has braces of its own, so nothing but the names is replaced."""
+    for name, value in names.items():
+        argument = argument.replace(f"{{{name}}}", value)
+    return argument
 
 
 def interpreter(system: System) -> str:
@@ -163,7 +168,7 @@ def row(
     result = {
         "system": system.name,
         "ours": system.ours,
-        "gated": system.gated,
+        **gates(system, case),
         "conditions": system.conditions,
         "model": "sd15",
         "vae": session.vae,
@@ -180,7 +185,7 @@ def row(
         "rss_mb": last["rss_mb"],
         "ready_seconds": round(process.ready_seconds, 2),
         "first_picture_seconds": round(warm[process]["seconds"], 2),
-        **stages(case, [a[process] for a in rounds]),
+        **stages(system, case, [a[process] for a in rounds]),
     }
     say(
         f"{system.name:45} {session.vae:6} {case.size:4} px {case.steps:3} steps x {case.batch}  "
@@ -189,14 +194,26 @@ def row(
     return result
 
 
-def stages(case: Request, answers: list[Answer]) -> dict[str, Any]:
-    """Ours tells where the time went, hence what the UNet reaches."""
-    if "stages" not in answers[0]:
+def gates(system: System, case: Request) -> dict[str, Any]:
+    """`gated` by what levers.json says now, and what gated.py needs to ask it again; None for peers."""
+    if system.applied is None:
+        return {"gated": None}
+    passed = gated.is_gated(
+        system.applied, case.steps, case.guidance, gated.read_levers(), int8_passed=gated.read_int8_gate()
+    )
+    return {"gated": passed, "applied": asdict(system.applied)}
+
+
+def stages(system: System, case: Request, answers: list[Answer]) -> dict[str, Any]:
+    """Ours tells where the time went, hence what the UNet reaches where every step runs all of it."""
+    if system.applied is None or "stages" not in answers[0]:
         return {}
     found = {name: round(median(a["stages"][name] for a in answers), 4) for name in answers[-1]["stages"]}
-    branches = 2 if case.guidance > 1 else 1
-    work = UNET_GFLOP.get(case.size, 0) * case.batch * branches * case.steps
-    return {"stages": found, "denoiser_gflops": round(work / found["denoise"])} if found.get("denoise") else {}
+    plan = system.applied.plan(case.steps, case.guidance)
+    if case.size not in UNET_GFLOP or not found.get("denoise") or not all(full for full, _ in plan):
+        return {"stages": found}
+    work = UNET_GFLOP[case.size] * case.batch * sum(branches for _, branches in plan)
+    return {"stages": found, "denoiser_gflops": round(work / found["denoise"])}
 
 
 def spread(values: list[float]) -> list[float]:
@@ -208,6 +225,18 @@ def spread(values: list[float]) -> list[float]:
 def gemm() -> dict[str, float]:
     output = subprocess.run([sys.executable, HERE / "gemm.py"], check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output)
+
+
+def with_fraction(row: Answer, peaks: dict[str, dict[str, float]]) -> Answer:
+    """`denoiser_of_peak`: what the bf16 denoiser reaches of the processor's matrix products in this run.
+
+    The faster of the two measurements is the peak: what slows a product down does not lower it.
+    """
+    applied = row.get("applied") or {}
+    if "denoiser_gflops" not in row or (applied["backend"], applied["precision"]) != ("openvino", "fp32"):
+        return row
+    peak = max(measured["bf16_gflops"] for measured in peaks.values())
+    return {**row, "denoiser_of_peak": round(row["denoiser_gflops"] / peak, 3)}
 
 
 def setup(load: float) -> dict[str, Any]:
@@ -245,17 +274,21 @@ def main() -> None:
     if given.prepare:
         prepare()
         return
-    end, document = time.perf_counter() + 60 * given.budget, {"setup": setup(os.getloadavg()[0])}
-    before, rows = gemm(), []
+    end, about = time.perf_counter() + 60 * given.budget, setup(os.getloadavg()[0])
+    peaks, rows = {"before": gemm()}, []
     for index, session in enumerate(SESSIONS):
         if time.perf_counter() > end or (given.sessions and index not in given.sessions):
             continue
         for found in measure(session, end):
             rows.append(found)
             # after each row: whatever happens, what has been measured is there
-            given.out.write_text(json.dumps({**document, "gemm": {"before": before}, "rows": rows}, indent=2) + "\n")
-    document["gemm"] = {"before": before, "after": gemm()}
-    given.out.write_text(json.dumps({**document, "rows": rows}, indent=2) + "\n")
+            write(given.out, about, peaks, rows)
+    write(given.out, about, {**peaks, "after": gemm()}, rows)
+
+
+def write(path: Path, about: dict[str, Any], peaks: dict[str, dict[str, float]], rows: list[Answer]) -> None:
+    document = {"setup": about, "gemm": peaks, "rows": [with_fraction(row, peaks) for row in rows]}
+    path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Who is compared, in what, and in which order."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from gated import Applied
 from protocol import Request
 
 HERE = Path(__file__).parent
@@ -17,7 +20,7 @@ class System:
     """A script and its arguments. `{model}` and `{bundle}` stand for the checkpoint and our bundle of a session.
 
     `environment` is of environments.py; where it is not installed, this interpreter is used if it has `needs`.
-    `gated`: what it does to quality passes the body gates on avatar; None for peers.
+    `applied`: what ours does that may cost quality; None for peers.
     """
 
     name: str
@@ -25,9 +28,12 @@ class System:
     arguments: tuple[str, ...]
     environment: str | None = None
     needs: tuple[str, ...] = ()
-    ours: bool = False
-    gated: bool | None = None
+    applied: Applied | None = None
     conditions: str = "text"
+
+    @property
+    def ours(self) -> bool:
+        return self.applied is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +52,12 @@ class Session:
 EVERYTHING = "text, identity, image prompt, pose"
 
 
-def ours(name: str, *more: str, bundle: str = "{bundle}-fp32", backend: str = "openvino", gated: bool = True) -> System:
+def ours(name: str, *, backend: str = "openvino", precision: str = "fp32", **sampling: Any) -> System:
     return System(
         name=name,
         script="bolid.py",
-        arguments=(bundle, backend, *more),
-        ours=True,
-        gated=gated,
+        arguments=("{bundle}-" + precision, backend, json.dumps(sampling)),
+        applied=Applied(backend=backend, precision=precision, sampling=sampling),
         conditions=EVERYTHING,
     )
 
@@ -69,12 +74,11 @@ def diffusers(name: str, mode: str) -> System:
 
 
 OURS = ours("BoLID, OpenVINO bf16")
-# Levers that change the picture count as gated once the gates on avatar have passed them (benchmarks/results).
-OURS_CACHED = tuple(
-    ours(f"BoLID, OpenVINO bf16, caching {level}", f'{{"caching": "{level}"}}', gated=False)
-    for level in ("balanced", "fast")
-)
-OURS_INT8 = ours("BoLID, OpenVINO int8", bundle="{bundle}-int8", gated=False)
+# At four steps both cache one step, the same.
+OURS_BALANCED = ours("BoLID, OpenVINO bf16, caching balanced", caching="balanced")
+OURS_FAST = ours("BoLID, OpenVINO bf16, caching fast", caching="fast")
+OURS_INT8 = ours("BoLID, OpenVINO int8", precision="int8")
+OURS_INT8_FAST = ours("BoLID, OpenVINO int8, caching fast", precision="int8", caching="fast")
 OURS_ORT = ours("BoLID, ONNX Runtime fp32", backend="onnxruntime")
 OPENVINO = System(
     name="plain OpenVINO bf16",
@@ -99,15 +103,24 @@ SMALL, LARGE = Request(size=256, steps=4), Request(size=512, steps=4)
 GUIDED = Request(size=256, steps=20, guidance=7.5)
 
 SESSIONS = (
-    Session(vae="taesd", systems=(OURS, *OURS_CACHED, OURS_INT8, OPENVINO, DIFFUSERS), cases=(SMALL, LARGE, GUIDED)),
-    Session(vae="kl", systems=(OURS, OPENVINO, DIFFUSERS), cases=(SMALL, LARGE)),
+    Session(
+        vae="taesd",
+        systems=(OURS, OURS_FAST, OURS_INT8, OURS_INT8_FAST, OPENVINO, DIFFUSERS),
+        cases=(SMALL, LARGE),
+    ),
+    Session(vae="kl", systems=(OURS, OURS_FAST, OURS_INT8_FAST, OPENVINO, DIFFUSERS), cases=(SMALL, LARGE)),
+    Session(
+        vae="taesd",
+        systems=(OURS, OURS_BALANCED, OURS_FAST, OURS_INT8_FAST, OPENVINO, DIFFUSERS),
+        cases=(GUIDED,),
+    ),
     Session(vae="taesd", systems=(OURS, COMPILED), cases=(SMALL, LARGE)),
     Session(vae="taesd", systems=(OURS, OURS_ORT, DIFFUSERS_FP32, OPTIMUM), cases=(SMALL,)),
     # stable-diffusion.cpp has TAESD in another layout than diffusers
     Session(vae="kl", systems=(OURS, *SDCPP, GENAI), cases=(SMALL,)),
     Session(
         vae="taesd",
-        systems=(OURS, OPENVINO, DIFFUSERS),
+        systems=(OURS, OURS_FAST, OPENVINO, DIFFUSERS),
         cases=(Request(size=256, steps=4, batch=4), Request(size=512, steps=20, guidance=7.5)),
     ),
 )
