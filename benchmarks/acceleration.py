@@ -8,7 +8,9 @@ from typing import Any
 from formats import markdown, within
 from standings import Case, Row, advantage, best_gated, cases, fastest_peer, gemm_peak, gigabytes, select
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+CHART = "docs/images/cpu.png"
 DECODERS = {"taesd": "a small decoder (TAESD's)", "kl": "the checkpoint's decoder"}
 METRICS = {"id_similarity": "ID similarity", "pose_pck10": "POSE accuracy, PCK@0.1", "clip_score": "CLIP score"}
 LIMITS: dict[tuple[str, str], dict[str, float]] = {
@@ -31,7 +33,8 @@ def cpu(results: Path = RESULTS) -> str:
         for vae, title in DECODERS.items()
         if any(row["vae"] == vae for row in rows)
     ]
-    return "\n".join([*tables, _standing(rows), _setting(document, _read(results / "footprint.json"))])
+    drawn = [f"![Seconds a picture by system]({CHART})\n"] if (ROOT / CHART).exists() else []
+    return "\n".join([*drawn, *tables, _standing(rows), _setting(document, _read(results / "footprint.json"))])
 
 
 def levers(results: Path = RESULTS) -> str:
@@ -114,7 +117,7 @@ def _weight(name: str, cells: Mapping[Case, Mapping[str, Row]]) -> tuple[str, st
         key=lambda pair: (-pair[0].batch, pair[0].size, -pair[0].steps),
     )
     start = row["ready_seconds"] + row["first_picture_seconds"]
-    return f"{gigabytes(row['rss_mb']):.1f} GB ({case.size}²)", f"{start:.1f} s"
+    return f"{gigabytes(row['rss_mb']):.1f} GB ({case.size} px)", f"{start:.1f} s"
 
 
 def _standing(rows: Sequence[Row]) -> str:
@@ -132,7 +135,7 @@ def _standing(rows: Sequence[Row]) -> str:
 def _setting(document: Mapping[str, Any], footprint: Mapping[str, Any] | None) -> str:
     setup, peak = document["setup"], gemm_peak(document)
     shares = [row for row in document["rows"] if "denoiser_of_peak" in row and row["guidance"] == 1]
-    reached = ", ".join(f"{row['denoiser_of_peak']:.0%} at {row['size']}²" for row in _first_of_each_size(shares))
+    reached = ", ".join(f"{row['denoiser_of_peak']:.0%} at {row['size']} px" for row in _first_of_each_size(shares))
     denoiser = f" Our bf16 denoiser reaches of this machine's {peak} GFLOP/s in bf16: {reached}." if reached else ""
     installed = f" The runtime takes {footprint['total_mb']:.0f} MB on disk." if footprint else ""
     machine = f"{setup['cpu']}, {setup['cores']} cores; commit {(setup['commit'] or '')[:9]}."

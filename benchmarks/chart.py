@@ -5,6 +5,7 @@ python benchmarks/chart.py
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,8 +153,11 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def main() -> None:
     document = json.loads((RESULTS / "cpu.json").read_text())
     avatar = RESULTS / "avatar.json"
-    picture = chart(sections(document, json.loads(avatar.read_text()) if avatar.exists() else None))
-    picture.save(PICTURE, optimize=True)
+    shown = sections(document, json.loads(avatar.read_text()) if avatar.exists() else None)
+    try:
+        chart(shown).save(PICTURE, optimize=True)
+    except ValueError as error:
+        sys.exit(str(error))
 
 
 if __name__ == "__main__":

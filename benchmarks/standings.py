@@ -27,7 +27,7 @@ class Case:
 
     def __str__(self) -> str:
         batch = f", {self.batch} at once" if self.batch > 1 else ""
-        return f"{self.size}², {self.steps} steps{batch}"
+        return f"{self.size} px, {self.steps} steps{batch}"
 
 
 def case_of(row: Row) -> Case:

@@ -152,7 +152,7 @@ def memory_checks(rows: Sequence[Row]) -> Iterator[Check]:
             and (row["size"], row["batch"]) == (512, 1)
         ]
         yield Check(
-            promise=f"peak memory of SD1.5 at 512², {promise}",
+            promise=f"peak memory of SD1.5 at 512 px, {promise}",
             value=max(peaks, default=None),
             limit=limit,
             at_least=False,
