@@ -15,7 +15,6 @@ PACKAGES = (
     "bolid-sdk",
     "numpy",
     "pillow",
-    "tokenizers",
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",

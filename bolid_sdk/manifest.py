@@ -54,7 +54,7 @@ class GraphEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerEntry:
-    """A `tokenizer.json` of the tokenizers library, with the start and end tokens in its post-processor."""
+    """CLIP's `tokenizer.json`, as the tokenizers library writes it and bolid_sdk/clip_tokenizer.py reads it."""
 
     file: str
     pad_id: int

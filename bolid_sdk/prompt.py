@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bolid_sdk.errors import BundleError, Notice, PromptError
+from bolid_sdk.clip_tokenizer import ClipTokenizer
+from bolid_sdk.errors import Notice, PromptError
 
 TokenIds: TypeAlias = NDArray[np.int64]
 
@@ -23,32 +25,26 @@ class TokenizedPrompt:
 
 
 class PromptTokenizer:
-    """A `tokenizer.json` at a fixed length. Raises BundleError when the file cannot be read."""
+    """CLIP's `tokenizer.json` at a fixed length. Raises BundleError when the file is none."""
 
     def __init__(self, path: Path, *, length: int, pad_id: int) -> None:
-        from tokenizers import Tokenizer
-
-        try:
-            self._tokenizer: Any = Tokenizer.from_file(str(path))
-        # The Rust library raises bare Exception.
-        except Exception as error:
-            raise BundleError(f"{path} is no tokenizer ({error}); export the bundle again") from error
-        self._tokenizer.enable_truncation(length)
-        self._tokenizer.no_padding()
+        self._tokenizer = ClipTokenizer(path)
         self._length, self._pad_id = length, pad_id
 
     def __call__(self, prompt: str) -> TokenizedPrompt:
         """Encodes any text, the empty one too (the unconditional prompt)."""
-        encoding = self._tokenizer.encode(prompt)
+        text = self._tokenizer.encode(prompt)
+        room = self._length - 2
+        encoded = [self._tokenizer.start, *text[:room], self._tokenizer.end]
         ids = np.full(self._length, self._pad_id, np.int64)
-        ids[: len(encoding.ids)] = encoding.ids
-        return TokenizedPrompt(ids=ids, notices=self._notices(encoding))
+        ids[: len(encoded)] = encoded
+        return TokenizedPrompt(ids=ids, notices=self._notices(text[room:]))
 
-    def _notices(self, encoding: Any) -> tuple[Notice, ...]:
-        if not encoding.overflowing:
+    def _notices(self, lost: Sequence[int]) -> tuple[Notice, ...]:
+        if not lost:
             return ()
-        lost = " ".join(self._tokenizer.decode(part.ids) for part in encoding.overflowing)
-        message = f"the prompt is longer than {self._length} tokens; this was left out: {lost!r}"
+        text = self._tokenizer.decode(lost)
+        message = f"the prompt is longer than {self._length} tokens; this was left out: {text!r}"
         return (Notice(code="prompt_truncated", message=message),)
 
 
@@ -60,4 +56,6 @@ def check_prompt(prompt: object) -> str:
         raise PromptError("the prompt is empty; say what the picture should show, for example 'sitting on a sofa'")
     if "\0" in prompt:
         raise PromptError("the prompt contains a NUL character; expected plain text")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise PromptError(f"the prompt {prompt!r} contains characters that are no Unicode; expected plain text")
     return prompt

@@ -16,6 +16,7 @@ from transformers import CLIPTokenizer
 from bolid_export.sources import Model, Source
 from bolid_export.torch_engine import Record
 from bolid_sdk.built_engine import BuiltEngine
+from bolid_sdk.clip_tokenizer import ClipTokenizer
 from bolid_sdk.contracts import GraphSpec, Sizes
 from bolid_sdk.manifest import GraphEntry, Manifest, TokenizerEntry
 from bolid_sdk.sampling import ResolvedSampling
@@ -85,9 +86,10 @@ def save_tokenizers(checkpoint: Model, sizes: Sizes, folder: Path) -> None:
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, file: Path) -> Path:
-    """The tokenizer as tokenizers reads it, without padding and truncation: those are the runtime's."""
+    """Without padding and truncation: those are the runtime's. Raises BundleError for what the runtime cannot read."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     file.write_text(json.dumps({**content, "padding": None, "truncation": None}, ensure_ascii=False), encoding="utf-8")
+    ClipTokenizer(file)
     return file
 
 

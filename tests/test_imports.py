@@ -24,7 +24,7 @@ MODULES = {
 }
 
 # Third-party packages of the runtime, and the optional ones that only the named module touches.
-RUNTIME = {"click", "numpy", "onnxruntime", "PIL", "tokenizers", "tqdm"}
+RUNTIME = {"click", "numpy", "onnxruntime", "PIL", "tqdm"}
 OPTIONAL = {
     "bolid_sdk.backends.ov": {"openvino"},
     "bolid_sdk.backends.trt": {"tensorrt", "tensorrt_rtx", "cuda"},
@@ -132,5 +132,5 @@ def test_importing_the_runtime_loads_no_training_library():
     assert child.returncode == 0, child.stderr
     loaded = {name.partition(".")[0] for name in child.stdout.split()}
     assert set(SDK) <= set(child.stdout.split())
-    forbidden = {"torch", "diffusers", "transformers", "onnx", "scipy", "bolid_training", "bolid_export"}
+    forbidden = {"torch", "diffusers", "transformers", "tokenizers", "onnx", "scipy", "bolid_training", "bolid_export"}
     assert loaded & forbidden == set()

@@ -7,9 +7,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from bolid_sdk.bundle import Bundle, write_bundle
+from bolid_sdk.clip_tokenizer import CLIP_PATTERN
 from bolid_sdk.contracts import Sizes, graph_specs
 from bolid_sdk.generator import Generator
 from bolid_sdk.manifest import GraphEntry, Manifest, TokenizerEntry
@@ -43,7 +44,8 @@ STANDING = np.array(
     np.float32,
 )  # fmt: skip
 SEEN = (0.5 + 0.7 * (STANDING - 0.5)).astype(np.float32)  # far enough from the border for a closer look
-WORDS = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", "walking", "sitting", "on", "a", "red", "sofa", "beach"]
+SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>")
+VOCABULARY = len(SPECIAL_TOKENS) + 2 * 256
 
 
 class GraphBuilder:
@@ -82,7 +84,7 @@ class GraphBuilder:
 
 
 def text_encoder(g):
-    g("Gather", g.random(len(WORDS), SIZES.context_width), "input_ids", output="encoder_hidden_states")
+    g("Gather", g.random(VOCABULARY, SIZES.context_width), "input_ids", output="encoder_hidden_states")
 
 
 def pose_estimator(g):
@@ -208,12 +210,22 @@ BUILDERS = (
 
 
 def write_tokenizer(path):
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[BOS] $A [EOS]", special_tokens=[("[BOS]", 1), ("[EOS]", 2)]
+    """CLIP's kind, of single bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = [*SPECIAL_TOKENS, *alphabet, *(f"{letter}</w>" for letter in alphabet)]
+    model = models.BPE(
+        {word: index for index, word in enumerate(words)}, [], unk_token=SPECIAL_TOKENS[1], end_of_word_suffix="</w>",
+        continuing_subword_prefix="",
+    )  # fmt: skip
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
+    split = pre_tokenizers.Split(Regex(CLIP_PATTERN), "removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    start, end = ((token, index) for index, token in enumerate(SPECIAL_TOKENS))
+    tokenizer.post_processor = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
     tokenizer.save(str(path))
 
 

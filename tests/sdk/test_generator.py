@@ -224,7 +224,7 @@ def test_mistakes_are_named_before_anything_runs(generator, person, options, err
         generator(person, PROMPT, **options)
 
 
-@pytest.mark.parametrize("prompt", ["", "   ", None, 7, "a\0b"])
+@pytest.mark.parametrize("prompt", ["", "   ", None, 7, "a\0b", "a\ud800"])
 def test_prompts_have_to_say_something(generator, person, prompt):
     with pytest.raises(PromptError):
         generator(person, prompt)
