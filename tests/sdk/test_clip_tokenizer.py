@@ -22,13 +22,13 @@ from bolid_training.model.checkpoint import train_tokenizer
 EMBEDDED = Path(__file__).parents[2] / "engines" / "avatar" / "tokenizer.json"
 CLIP_ENTRIES, TRAINED_ENTRIES = 49_408, 4_096
 LENGTH, PAD_ID = 77, 7
-SYLLABLES = "ka lo mi ru ten sha é ü ю шка λο ς 人 漢字 です 한 א ب".split()
+SYLLABLES = ["ka", "lo", "mi", "ru", "ten", "sha", "é", "ü", "ю", "шка", "λο", "ς", "人", "漢字", "です", "한", "א"]
 SIGNS = "!?.,;:-…'<|>😀👩🏽‍🦰"
 PIECES = (
     *SYLLABLES, *SIGNS, "sitting", "Red", "sofa", "<|endoftext|>", "<|startoftext|>", "<|EndOfText|>",
-    "<person>", "<PERSON>", "!!!", "'s", "'LL", "'''ve", "’s", "it's", "</w>", "İ", "ΟΔΟΣ", "ß", "ﬁ", "e\u0301", "a\u0323\u0301",
-    "a\u0301\u0323",
-    "\u0301", "한", "٣٤", "१२", "Ⅻ", "½", "2024", "\x1c", "\x1f", "\x85", "\u3000", "\u00a0", "\u200b",
+    "<person>", "<PERSON>", "!!!", "'s", "'LL", "'''ve", "’s", "it's", "</w>", "İ", "ΟΔΟΣ", "ß", "ﬁ", "e\u0301",
+    "a\u0323\u0301", "a\u0301\u0323", "ب", "\u0301", "한", "٣٤", "१२", "Ⅻ", "½", "2024", "\x1c", "\x1f",
+    "\x85", "\u3000", "\u00a0", "\u200b",
     "\ufeff", "\t\r\n", "\0",
     "👨‍👩‍👧‍👦", "🇫🇷", "  ", " ", "_", "#", "\ufffd",
 )  # fmt: skip
