@@ -50,7 +50,7 @@ tables: $(DEV)/.installed ## README's tables from benchmarks/results
 METHODS := bolid ip_adapter instantid pulid
 PICTURES := 3000
 STEPS := 2000
-GUIDED := @steps=12@guidance=3
+GUIDED := @steps=10@guidance=3
 comparison: $(DEV)/.installed ## train BoLID, IP-Adapter, InstantID and PuLID alike and compare them: hours
 	$(BIN)/bolid-train data --out runs/people --identities 4000 --views 4 --seed 0 --splits validation
 	$(BIN)/bolid-train data --out runs/people --identities 4000 --views 4 --seed 0 --splits train
@@ -65,7 +65,7 @@ comparison: $(DEV)/.installed ## train BoLID, IP-Adapter, InstantID and PuLID al
 	for model in $(METHODS) ip_adapter_pose pulid_pose; do \
 		$(BIN)/bolid-export --model runs/methods/$$model --precision fp32 --force -o runs/methods/engines/$$model; done
 	$(BIN)/bolid-eval compare $(foreach model,$(METHODS) ip_adapter_pose pulid_pose,$(model)=runs/methods/engines/$(model)$(GUIDED)) \
-		embedded=embedded embedded_2=embedded@references=2 --data runs/unseen --people 200 --pictures-per-person 6 \
+		embedded=embedded embedded_2=embedded@references=2 --data runs/unseen --people 200 --pictures-per-person 6 --backend openvino \
 		-o docs/results/comparison.json --figure docs/images/comparison.png
 	$(BIN)/python benchmarks/tables.py
 

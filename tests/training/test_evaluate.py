@@ -281,7 +281,7 @@ class Dyer(Copyist):
 @pytest.fixture
 def two_generators(monkeypatch):
     made = {None: Copyist, Path("dyer"): Dyer}
-    monkeypatch.setattr(comparison, "Generator", lambda bundle: made[bundle]())
+    monkeypatch.setattr(comparison, "Generator", lambda bundle, backend: made[bundle]())
 
 
 def test_rows_of_a_comparison_are_paired_and_stand_between_the_same_ceilings_and_floors(two_generators, judges):

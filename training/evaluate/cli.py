@@ -95,6 +95,7 @@ def main(
 @_judged
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Write the result as JSON.")
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw reference | pose | each model for some people.")
+@click.option("--backend", help="onnxruntime, openvino …  [default: as Generator chooses]")
 @click.option("--shown", type=click.IntRange(1), default=8, show_default=True, help="People in the figure.")
 def compare_bundles(
     rows: tuple[str, ...],
@@ -106,6 +107,7 @@ def compare_bundles(
     seed: int,
     out: Path | None,
     figure: Path | None,
+    backend: str | None,
     shown: int,
 ) -> None:
     """Compares bundles on the same people, prompts and noise. ROWS: NAME=BUNDLE, the first is what the others are
@@ -126,7 +128,7 @@ def compare_bundles(
         contestants = [parse_contestant(row) for row in rows]
         people = load_people(data, split)
         chosen = trials(people, count, seed, pictures)
-        result, image = compare(contestants, load_judges(judges), people, chosen, seed, shown)
+        result, image = compare(contestants, load_judges(judges), people, chosen, seed, shown, backend)
     except (FileNotFoundError, BolidError) as error:
         raise click.UsageError(str(error)) from error
     result["setup"]["split"] = split

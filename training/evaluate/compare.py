@@ -75,13 +75,19 @@ def _options(text: str, given: dict[str, str]) -> dict[str, Any]:
 
 
 def compare(
-    contestants: list[Contestant], judges: Judges, people: People, trials: list[Trial], seed: int, shown: int = 8
+    contestants: list[Contestant],
+    judges: Judges,
+    people: People,
+    trials: list[Trial],
+    seed: int,
+    shown: int = 8,
+    backend: str | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
     """`rows`, `ceilings`, `floors` and `setup` of one comparison, and the figure of `shown` people.
 
     Raises BundleError and InputError.
     """
-    generators = [Generator(contestant.bundle) for contestant in contestants]
+    generators = [Generator(contestant.bundle, backend=backend) for contestant in contestants]
     accepted = common(
         [
             identify(generator, people, trials, contestant.references)
