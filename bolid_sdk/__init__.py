@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PromptError,
         SeveralPeopleError,
     )
+    from bolid_sdk.faces import Face
     from bolid_sdk.generator import Generator
     from bolid_sdk.identity import Identity
     from bolid_sdk.result import Result, Step
@@ -30,6 +31,7 @@ __all__ = [
     "BackendError",
     "BolidError",
     "BundleError",
+    "Face",
     "Generator",
     "Identity",
     "IdentityFileError",
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Face": "faces",
     "Generator": "generator",
     "Identity": "identity",
     "Result": "result",

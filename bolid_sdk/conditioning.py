@@ -15,6 +15,7 @@ from PIL import Image
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.contracts import KEYPOINTS, Sizes
 from bolid_sdk.errors import InputError
+from bolid_sdk.face_map import draw_face_map
 from bolid_sdk.graphs import Graphs
 from bolid_sdk.identity import blank_patch_tokens, unconditional_tokens
 from bolid_sdk.images import FloatArray, crop_resize, normalise
@@ -118,10 +119,11 @@ class Conditioner:
             return {}
         return {"time_ids": np.tile(told.time_ids(), (branches * count, 1))}
 
-    def identity(self, tokens: Sequence[FloatArray], branches: int) -> FloatArray:
-        """`identity_tokens` [G*B, N, C] from B people's tokens [N, C]; N may differ between people."""
+    def identity(self, tokens: Sequence[FloatArray], branches: int, num_zero: int = 0) -> FloatArray:
+        """`identity_tokens` [G*B, N + num_zero, C] from B people's tokens [N, C]; N may differ between people."""
         nobody = [self._nobody] if branches == 2 else []
-        *people, last = _equally_many([*tokens, *nobody])
+        zeros = np.zeros((num_zero, self._sizes.context_width), np.float32)
+        *people, last = [np.concatenate([many, zeros]) for many in _equally_many([*tokens, *nobody])]
         if not nobody:
             return np.stack([*people, last])
         return self._guided(np.stack(people), last, branches)
@@ -157,14 +159,20 @@ class Conditioner:
     def _skeletons(
         self, poses: Sequence[Pose | None], scale: float, width: int, height: int, branches: int
     ) -> dict[str, FloatArray]:
-        """What an IdentityNet sees: `skeleton` [G*B, 3, H, W], black without a pose, and `pose_scale` [1]."""
+        """What an IdentityNet sees: `skeleton` [G*B, 3, H, W], black without a pose, and `pose_scale` [1].
+
+        A published one has learned from maps of faces alone, and so sees them without text and person too.
+        """
+        face_map = self._sizes.face_map
         maps = np.zeros((len(poses), height, width, 3), np.uint8)
         for index, pose in enumerate(poses):
             if pose is not None:
-                maps[index] = draw_skeleton(pose.fitted(width / height), width, height)
+                draw = draw_face_map if face_map else draw_skeleton
+                maps[index] = draw(pose.fitted(width / height), width, height)
         skeletons = normalise(maps, (0, 0, 0), (1, 1, 1))
         black = np.zeros_like(skeletons[0])
-        return {"skeleton": self._guided(skeletons, black, branches), "pose_scale": np.array([scale], np.float32)}
+        guided = np.tile(skeletons, (branches, 1, 1, 1)) if face_map else self._guided(skeletons, black, branches)
+        return {"skeleton": guided, "pose_scale": np.array([scale], np.float32)}
 
     def _feature_size(self, width: int, height: int, level: int) -> tuple[int, int]:
         stride = self._sizes.vae_factor * self._sizes.pose_divisor(level)

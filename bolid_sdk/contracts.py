@@ -105,6 +105,12 @@ class Sizes:
     """Crops of one reference: BoLID's five parts, or one, its centre square, as IP-Adapters see pictures."""
     identity_net: bool = False
     """The denoiser sees the skeleton itself, through an IdentityNet (InstantID's ControlNet) that is a part of it."""
+    face_map: bool = False
+    """Its skeleton is the published InstantID's map of a face, which both guidance branches see."""
+    vision_width: int = 0
+    """Width of EVA-CLIP's embedding of a face, which PuLID reads beside the face network's; 0: nothing reads it."""
+    vision_states: tuple[int, ...] = ()
+    """Layers, tokens and width of EVA-CLIP's hidden states that PuLID reads; then `orthogonality` is an input too."""
 
     def __post_init__(self) -> None:
         divisors = self.pose_divisors
@@ -133,7 +139,7 @@ class Sizes:
         return self.pose_divisors[level] if self.pose_divisors else 2**level
 
 
-_TUPLES = ("pose_channels", "pose_divisors")
+_TUPLES = ("pose_channels", "pose_divisors", "vision_states")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,11 +261,16 @@ def _image_encoder(sizes: Sizes) -> GraphSpec:
 
 def _identity_encoder(sizes: Sizes) -> GraphSpec:
     parts = (_int("parts", "batch", "views"),)
+    vision = (
+        _float("vision_embedding", "batch", "views", sizes.vision_width),
+        _float("vision_states", "batch", "views", *sizes.vision_states),
+    )
     return GraphSpec(
         name="identity_encoder",
         inputs=(
             _float("patch_tokens", "batch", "views", sizes.patch_tokens, sizes.patch_width),
             *(parts if sizes.parts > 1 else ()),
+            *(vision if sizes.vision_states else ()),
         ),
         outputs=(_float("identity_tokens", "batch", sizes.identity_axis, sizes.context_width),),
     )
@@ -321,6 +332,7 @@ def _step_inputs(sizes: Sizes) -> tuple[TensorSpec, ...]:
     image_tokens = (_float("image_tokens", "guided_batch", sizes.image_tokens, sizes.context_width),)
     image_scale = (_float("image_scale", layers),)
     time_ids = (_float("time_ids", "guided_batch", sizes.time_ids),)
+    orthogonality = (_float("orthogonality", 2),)
     return (
         _latent("sample", sizes),
         _latent("previous_x0", sizes),
@@ -333,6 +345,7 @@ def _step_inputs(sizes: Sizes) -> tuple[TensorSpec, ...]:
         *(image_tokens if sizes.image_tokens else ()),
         _float("identity_scale", layers),
         *(image_scale if sizes.image_tokens else ()),
+        *(orthogonality if sizes.vision_states else ()),
         *_pooled_text(sizes, "guided_batch"),
         *(time_ids if sizes.time_ids else ()),
     )

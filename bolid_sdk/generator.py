@@ -24,6 +24,7 @@ from bolid_sdk.request import (
     Options,
     PoseChoice,
     ResolvedOptions,
+    read_face_pose,
     read_pose,
     require_capability,
     resolve_options,
@@ -33,6 +34,12 @@ from bolid_sdk.sampling import LoopState, NoiseSource, check_finite, denoise
 from bolid_sdk.schedule import SamplerTable
 
 Person: TypeAlias = Identity | References
+
+UNPLACED = Notice(
+    code="face_unplaced",
+    message="InstantID's pictures need a place for the face; give its five keypoints, eyes, nose and mouth corners, as "
+    "pose=",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +107,8 @@ class Generator:
     def identify(self, references: References) -> Identity:
         """Encodes a person from one or several pictures, to be used for any number of prompts.
 
-        A bundle of IP-Adapter FaceID takes face embeddings instead, float [D] or [references, D].
+        A bundle of IP-Adapter FaceID or InstantID takes face embeddings instead, float [D] or [references, D], one of
+        PuLID a Face or several.
 
         Raises ImageError, PersonNotFoundError, SeveralPeopleError.
         """
@@ -136,7 +144,8 @@ class Generator:
             if isinstance(person, Identity):
                 person.check(self.bundle)
         image_prompt = None if resolved.image_prompt is None else open_image(resolved.image_prompt)
-        pose = REFERENCE if resolved.pose is REFERENCE else read_pose(resolved.pose)
+        read = read_face_pose if manifest.sizes.face_map else read_pose
+        pose = REFERENCE if resolved.pose is REFERENCE else read(resolved.pose)
         require_capability(manifest, "pose_estimation", isinstance(pose, Image.Image))
         self._preload(requests, resolved, isinstance(pose, Image.Image))
         with timings.stage("identity"):
@@ -183,7 +192,9 @@ class Generator:
         self, people: Sequence[Identity], pose: Pose | Image.Image | PoseChoice | None
     ) -> tuple[tuple[Pose | None, ...], tuple[Notice, ...]]:
         if isinstance(pose, PoseChoice):
-            return tuple(person.pose for person in people), ()
+            poses = tuple(person.pose for person in people)
+            unplaced = self.bundle.manifest.sizes.face_map and None in poses
+            return poses, (UNPLACED,) if unplaced else ()
         if not isinstance(pose, Image.Image):
             return (pose,) * len(people), ()
         manifest = self.bundle.manifest
@@ -204,7 +215,7 @@ class Generator:
         with job.timings.stage("pose"):
             features = conditioner.pose(job.poses[part], options.pose_scale, options.width, options.height, branches)
         with job.timings.stage("identity"):
-            tokens = conditioner.identity([person.tokens for person in people], branches)
+            tokens = conditioner.identity([person.tokens for person in people], branches, options.num_zero)
         with job.timings.stage("image_prompt"):
             image = self._image_conditioning(job, len(people))
         general = (*(Notice(code="device", message=text) for text in self._backend.notices), *job.pose_notices)
@@ -221,6 +232,7 @@ class Generator:
                 **conditioner.size(options.size_conditioning, len(prompts), branches),
                 "identity_tokens": tokens,
                 "identity_scale": options.identity_scale,
+                **({"orthogonality": options.orthogonality} if self.bundle.manifest.sizes.vision_states else {}),
                 **image,
                 **features,
             },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -16,6 +16,7 @@ from PIL import Image
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.contracts import KEYPOINTS, Sizes
 from bolid_sdk.errors import IdentityFileError, InputError, Notice
+from bolid_sdk.faces import Face, face_inputs, nobodys_face
 from bolid_sdk.files import atomic_file
 from bolid_sdk.graphs import Graphs
 from bolid_sdk.images import FloatArray, ImageSource, crop_resize, normalise, open_image
@@ -29,7 +30,7 @@ MAX_REFERENCES = 16
 MAX_FILE_BYTES = 64 * 1024 * 1024
 FIELDS = ("tokens", "keypoints", "aspect", "digest")
 
-References: TypeAlias = ImageSource | Sequence[ImageSource] | FloatArray
+References: TypeAlias = ImageSource | Sequence[ImageSource] | FloatArray | Face | Sequence[Face]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,9 +81,9 @@ class Identity:
 
 
 def identify(graphs: Graphs, bundle: Bundle, references: References) -> Identity:
-    """Encodes one person from one or several pictures, or face embeddings. Raises ImageError, PoseError, InputError."""
+    """Encodes one person from one or several pictures, or faces. Raises ImageError, PoseError, InputError."""
     if not bundle.manifest.sizes.image_size:
-        return _from_embeddings(graphs, bundle, references)
+        return _from_faces(graphs, bundle, references)
     sources = _as_list(references)
     images = [open_image(source) for source in sources]
     poses, notices = _poses(graphs, bundle, images, [_name(source, i) for i, source in enumerate(sources)])
@@ -102,20 +103,11 @@ def identify(graphs: Graphs, bundle: Bundle, references: References) -> Identity
     )
 
 
-def _from_embeddings(graphs: Graphs, bundle: Bundle, references: References) -> Identity:
-    """A person as the adapter's own face network describes one: float [D] or [references, D]."""
+def _from_faces(graphs: Graphs, bundle: Bundle, references: References) -> Identity:
+    """A person as the adapter's own face network describes one: float [D] or [references, D], or Faces."""
     sizes = bundle.manifest.sizes
-    given = np.asarray(references) if isinstance(references, np.ndarray) else np.zeros(0)
-    embeddings = np.atleast_2d(given.astype(np.float32)) if given.dtype.kind == "f" else np.zeros((0, 0), np.float32)
-    fits = embeddings.ndim == 2 and embeddings.shape[1] == sizes.patch_width
-    if not (fits and 1 <= len(embeddings) <= MAX_REFERENCES and np.isfinite(embeddings).all()):
-        what = f"an array of {given.dtype} {list(given.shape)}" if given.size else f"{type(references).__name__}"
-        raise InputError(
-            f"the bundle {bundle.manifest.name!r} knows people by face embeddings and {what} was given; expected float "
-            f"[{sizes.patch_width}] or [references, {sizes.patch_width}] from the face network that its adapter was "
-            "trained with"
-        )
-    tokens = _identity_tokens(graphs, embeddings[:, None], sizes)
+    inputs = face_inputs(references, sizes, most=MAX_REFERENCES, bundle=bundle.manifest.name)
+    tokens = _identity_tokens(graphs, inputs.pop("patch_tokens"), sizes, inputs)
     return Identity(tokens=tokens, keypoints=None, aspect=1.0, digest=bundle.identity_digest)
 
 
@@ -123,7 +115,7 @@ def unconditional_tokens(graphs: Graphs, bundle: Bundle) -> FloatArray:
     """The tokens [N, C] of nobody: of a blank picture in all parts."""
     sizes = bundle.manifest.sizes
     blank = blank_patch_tokens(graphs, sizes)
-    return _identity_tokens(graphs, np.repeat(blank, sizes.parts, axis=0), sizes)
+    return _identity_tokens(graphs, np.repeat(blank, sizes.parts, axis=0), sizes, nobodys_face(sizes))
 
 
 def blank_patch_tokens(graphs: Graphs, sizes: Sizes) -> FloatArray:
@@ -135,10 +127,13 @@ def blank_patch_tokens(graphs: Graphs, sizes: Sizes) -> FloatArray:
     return np.asarray(graphs["image_encoder"].run({"pixels": pixels})["patch_tokens"], np.float32)
 
 
-def _identity_tokens(graphs: Graphs, patch_tokens: FloatArray, sizes: Sizes) -> FloatArray:
-    """`patch_tokens` [parts * references, P, D] -> [N, C]."""
+def _identity_tokens(
+    graphs: Graphs, patch_tokens: FloatArray, sizes: Sizes, vision: Mapping[str, FloatArray] | None = None
+) -> FloatArray:
+    """`patch_tokens` [parts * references, P, D], `vision` what PuLID reads beside -> [N, C]."""
     parts = np.tile(np.arange(sizes.parts, dtype=np.int64), len(patch_tokens) // sizes.parts)
     inputs: dict[str, NDArray[Any]] = {"patch_tokens": patch_tokens[None]}
+    inputs |= {name: values[None] for name, values in (vision or {}).items()}
     if sizes.parts > 1:
         inputs["parts"] = parts[None]
     tokens = np.asarray(graphs["identity_encoder"].run(inputs)["identity_tokens"][0], np.float32)

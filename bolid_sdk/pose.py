@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from bolid_sdk.backends import Engine
-from bolid_sdk.contracts import KEYPOINT_NAMES, KEYPOINTS, LIMBS, MIN_CONFIDENCE
+from bolid_sdk.contracts import KEYPOINT_NAMES, LIMBS, MIN_CONFIDENCE
 from bolid_sdk.errors import Notice, PersonNotFoundError, PoseError, SeveralPeopleError
 from bolid_sdk.images import Letterbox, crop_resize, letterbox, stack_pixels, to_signed
 from bolid_sdk.parts import person_box
@@ -72,6 +73,7 @@ FOREIGN_KEYPOINTS = 5
 class Pose:
     """`keypoints` float32 [12, 3], (x, y) in [0, 1] of a picture of this `aspect` (width / height), then confidence.
 
+    Of a face alone, as InstantID's pose is, five (`bolid_sdk.face_map`).
     `aspect` None: the coordinates are meant for the output, whatever its shape.
     """
 
@@ -88,20 +90,21 @@ class Pose:
         return fitted
 
 
-def pose_from_array(values: ArrayLike) -> Pose:
-    """Reads 12 keypoints [12, 2] (fully confident) or [12, 3]. Raises PoseError."""
+def pose_from_array(values: ArrayLike, names: Sequence[str] = KEYPOINT_NAMES) -> Pose:
+    """Reads keypoints of these names, [12, 2] (fully confident) or [12, 3]. Raises PoseError."""
+    count, listed = len(names), ", ".join(names)
     try:
         points = np.array(values, np.float32)
     except (TypeError, ValueError):
-        raise PoseError(f"the pose is not numeric; expected 12 keypoints [12, 2 or 3]: {_names()}") from None
-    if points.ndim != 2 or points.shape[0] != KEYPOINTS or points.shape[1] not in (2, 3):
-        raise PoseError(f"the pose has shape {list(points.shape)}; expected [12, 2] or [12, 3]: {_names()}")
+        raise PoseError(f"the pose is not numeric; expected {count} keypoints [{count}, 2 or 3]: {listed}") from None
+    if points.ndim != 2 or points.shape[0] != count or points.shape[1] not in (2, 3):
+        raise PoseError(f"the pose has shape {list(points.shape)}; expected [{count}, 2] or [{count}, 3]: {listed}")
     if not np.isfinite(points).all():
         raise PoseError("the pose has NaN or infinite coordinates; give an unseen keypoint the confidence 0 instead")
     if np.abs(points).max() > 10:
         raise PoseError("the pose's coordinates are far outside the picture; expected fractions of its size in [0, 1]")
     if points.shape[1] == 2:
-        points = np.concatenate([points, np.ones((KEYPOINTS, 1), np.float32)], axis=1)
+        points = np.concatenate([points, np.ones((count, 1), np.float32)], axis=1)
     return Pose(keypoints=points)
 
 
@@ -197,10 +200,6 @@ def _pose_notices(keypoints: FloatArray, name: str) -> tuple[Notice, ...]:
         message = f"the person in {name} reaches the border and may be cut off; a whole body works better"
         notices.append(Notice(code="person_cropped", message=message))
     return tuple(notices)
-
-
-def _names() -> str:
-    return ", ".join(KEYPOINT_NAMES)
 
 
 def draw_skeleton(

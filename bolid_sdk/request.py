@@ -15,8 +15,10 @@ from PIL import Image
 from bolid_sdk.conditioning import Scale, SizeConditioning, layer_scales
 from bolid_sdk.contracts import Sizes
 from bolid_sdk.errors import InputError
+from bolid_sdk.face_map import FACE_KEYPOINT_NAMES
 from bolid_sdk.images import FloatArray, ImageSource, open_image
 from bolid_sdk.manifest import Manifest
+from bolid_sdk.orthogonal import NUM_ZERO, ORTHO, Ortho, checked_num_zero, orthogonality
 from bolid_sdk.pose import Pose, pose_from_array
 from bolid_sdk.sampling import ResolvedSampling, Sampling
 
@@ -41,9 +43,11 @@ class Options(TypedDict, total=False):
 
     image_prompt: a picture whose scene and style are followed.
     pose: REFERENCE (default), a picture of somebody in that pose, 12 keypoints [12, 2 or 3] in [0, 1], a Pose, or None.
+        For InstantID's bundles five keypoints of the face that is to be drawn, [5, 2 or 3]: eyes, nose, mouth corners.
     seed: 0 to 2**63 - 1, or one for each picture; None draws one. Picture i of a batch gets seed + i.
     identity_scale, image_scale: a number, or one for each cross-attention layer; 0 switches off. Default 1.
     pose_scale: a number; default 1.
+    ortho, num_zero: for PuLID's bundles, "off", "v1" or "v2" (default), and 0 to 80 tokens of zeros (default 8).
     sampling: what should differ from the bundle's defaults.
     width, height: multiples of `sizes.size_step` in the bundle's range; the native size by default.
     original_size, crop_top_left: (height, width) and (top, left) in pixels, for bundles that are told of sizes (SDXL):
@@ -56,6 +60,8 @@ class Options(TypedDict, total=False):
     identity_scale: Scale
     image_scale: Scale
     pose_scale: float
+    ortho: Ortho | None
+    num_zero: int | None
     sampling: Sampling | None
     width: int | None
     height: int | None
@@ -73,6 +79,8 @@ class ResolvedOptions:
     identity_scale: FloatArray
     image_scale: FloatArray
     pose_scale: float
+    orthogonality: FloatArray
+    num_zero: int
     sampling: ResolvedSampling
     width: int
     height: int
@@ -93,6 +101,8 @@ def resolve_options(options: Options, manifest: Manifest, count: int) -> Resolve
     image_prompt, pose = options.get("image_prompt"), options.get("pose", REFERENCE)
     require_capability(manifest, "image_prompt", image_prompt is not None)
     require_capability(manifest, "pose", pose is not None and pose is not REFERENCE)
+    ortho, num_zero = options.get("ortho"), options.get("num_zero")
+    require_capability(manifest, "orthogonal", ortho is not None or num_zero is not None)
     image_scale: Scale = 0.0 if image_prompt is None else options.get("image_scale", 1.0)
     width = _side("width", options.get("width"), sizes.native_width, sizes)
     height = _side("height", options.get("height"), sizes.native_height, sizes)
@@ -103,11 +113,26 @@ def resolve_options(options: Options, manifest: Manifest, count: int) -> Resolve
         identity_scale=layer_scales(options.get("identity_scale", 1.0), layers, "identity_scale"),
         image_scale=layer_scales(image_scale, layers, "image_scale"),
         pose_scale=float(layer_scales(options.get("pose_scale", 1.0), 1, "pose_scale")[0]),
+        orthogonality=orthogonality(ORTHO if ortho is None else ortho),
+        num_zero=checked_num_zero(_num_zero(manifest) if num_zero is None else num_zero),
         sampling=sampling,
         width=width,
         height=height,
         size_conditioning=_size_conditioning(options, manifest, (height, width)),
     )
+
+
+def _num_zero(manifest: Manifest) -> int:
+    return NUM_ZERO if manifest.sizes.vision_states else 0
+
+
+def read_face_pose(source: ImageSource | ArrayLike | Pose | None) -> Pose | None:
+    """A face's five keypoints, for an IdentityNet that sees a map of them. Raises PoseError."""
+    if source is None:
+        return None
+    points = source.keypoints if isinstance(source, Pose) else source
+    fits = pose_from_array(cast(ArrayLike, points), FACE_KEYPOINT_NAMES)
+    return source if isinstance(source, Pose) else fits
 
 
 def read_pose(source: ImageSource | ArrayLike | Pose | None) -> Pose | Image.Image | None:

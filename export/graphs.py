@@ -81,10 +81,11 @@ class PooledImageEncoder(Graph):
 
 
 class IdentityEncoder(Graph):
-    """With `parts` only where pictures are cut into some."""
+    """With `parts` only where pictures are cut into some, with EVA-CLIP's features only for PuLID."""
 
-    def run(self, patch_tokens: Tensor, **parts: Tensor) -> tuple[Tensor, ...]:
-        return (self.network(patch_tokens.to(self.dtype), **parts),)
+    def run(self, patch_tokens: Tensor, **beside: Tensor) -> tuple[Tensor, ...]:
+        cast = {name: value.to(self.dtype) if value.is_floating_point() else value for name, value in beside.items()}
+        return (self.network(patch_tokens.to(self.dtype), **cast),)
 
 
 class ImageProjector(Graph):

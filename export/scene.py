@@ -48,6 +48,7 @@ def condition(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> dict
         **_text(engines, scene),
         "identity_tokens": _identity_tokens(engines, scene, sizes, patches),
         "identity_scale": np.full(layers, scene.identity_scale, np.float32),
+        **({"orthogonality": np.ones(2, np.float32)} if sizes.vision_states else {}),
         **_image_prompt(engines, scene, sizes, patches),
         **_pose_features(engines, scene),
         **_skeletons(scene, sizes),
@@ -77,7 +78,18 @@ def _embeddings(scene: Scene, sizes: Sizes) -> FloatArray:
 def _identity_tokens(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes, patches: FloatArray) -> FloatArray:
     views = np.stack([np.broadcast_to(patches[0], patches[2:].shape), patches[2:]])
     parts = {"parts": np.stack([scene.parts] * 2)} if sizes.parts > 1 else {}
-    return _run(engines, "identity_encoder", patch_tokens=views, **parts)
+    return _run(engines, "identity_encoder", patch_tokens=views, **parts, **_vision(scene, sizes))
+
+
+def _vision(scene: Scene, sizes: Sizes) -> dict[str, FloatArray]:
+    """Noise in place of what EVA-CLIP sees of the scene's person; of nobody, zeros."""
+    if not sizes.vision_states:
+        return {}
+    random = np.random.default_rng(scene.seed)
+    shapes = {"vision_embedding": (sizes.vision_width,), "vision_states": sizes.vision_states}
+    seen = {n: random.standard_normal((len(scene.crops), *shape), np.float32) for n, shape in shapes.items()}
+    seen["vision_embedding"] /= np.linalg.norm(seen["vision_embedding"], axis=-1, keepdims=True)
+    return {name: np.stack([np.zeros_like(values), values]) for name, values in seen.items()}
 
 
 def _image_prompt(
@@ -90,10 +102,10 @@ def _image_prompt(
 
 
 def _skeletons(scene: Scene, sizes: Sizes) -> dict[str, FloatArray]:
-    """What an IdentityNet sees: black without a pose."""
+    """What an IdentityNet sees: black without a pose, but a published one's map in both branches."""
     if not sizes.identity_net:
         return {}
-    skeletons = np.stack([np.zeros_like(scene.skeleton), scene.skeleton])
+    skeletons = np.stack([scene.skeleton if sizes.face_map else np.zeros_like(scene.skeleton), scene.skeleton])
     return {"skeleton": skeletons, "pose_scale": np.ones(1, np.float32)}
 
 

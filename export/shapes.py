@@ -8,6 +8,7 @@ from bolid_sdk.built_engine import Profile, Shape
 from bolid_sdk.contracts import Axis, GraphSpec, Sizes, TensorSpec
 from bolid_sdk.errors import InputError
 from bolid_sdk.identity import MAX_REFERENCES
+from bolid_sdk.orthogonal import MAX_NUM_ZERO, NUM_ZERO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def _axes(graph: str, shapes: Shapes, sizes: Sizes) -> dict[str, Range]:
         "guided_batch": Range(min=batch.min, opt=2 * batch.opt, max=2 * batch.max),
         "views": _references(sizes.parts),
         # the common multiple of people with different numbers of references (`bolid_sdk.conditioning`) may lie beyond
-        "identity_tokens": _references(sizes.identity_tokens),
+        "identity_tokens": _identity_tokens(sizes),
         "height": shapes.height,
         "width": shapes.width,
         "latent_height": shapes.height.divided(sizes.vae_factor),
@@ -89,6 +90,14 @@ def _axes(graph: str, shapes: Shapes, sizes: Sizes) -> dict[str, Range]:
 def _references(count: int) -> Range:
     """As many for one reference, usually, as for the most."""
     return Range(min=count, opt=count, max=count * MAX_REFERENCES)
+
+
+def _identity_tokens(sizes: Sizes) -> Range:
+    """PuLID's are as many for any number of references, and a request adds zeros."""
+    if not sizes.vision_states:
+        return _references(sizes.identity_tokens)
+    count = sizes.identity_tokens
+    return Range(min=count, opt=count + NUM_ZERO, max=count + MAX_NUM_ZERO)
 
 
 def _batch(graph: str, batch: Range, sizes: Sizes) -> Range:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import CLIPVisionModelWithProjection
 
 import bolid_training
-from bolid_export.sources.adapter_kinds import Role
+from bolid_export.sources.adapter_kinds import INSTANT_ID, Role
 from bolid_export.sources.adapters import (
     PLACES,
     AdapterFile,
@@ -120,7 +120,8 @@ def _own_adapters(model: Path) -> dict[Role, AdapterFile]:
 
 def _complete(model: Path, base: Base, roles: Mapping[Role, AdapterFile], choices: Choices) -> Model:
     """The base with the encoders and adapters that make a person of it."""
-    image_encoder = None if features_read(roles) == "embedding" else _image_encoder(model, choices)
+    faces = features_read(roles) in ("embedding", "face")
+    image_encoder = None if faces else _image_encoder(model, choices)
     poses = model / "pose_estimator"
     return Model(
         **vars(base),
@@ -180,6 +181,8 @@ def _decisions(model: Path, checkpoint: Model, roles: Mapping[Role, AdapterFile]
     }
     for role, file in roles.items():
         decisions[role.replace("_", " ")] = f"{file.name}, {file.path.name}"
+    if roles["identity"].kind is INSTANT_ID and "identity_net" not in roles:
+        decisions["identity net"] = "none; InstantID is published with one: --adapter ControlNetModel"
     if (model / LIGHTNING).is_dir():
         decisions["few-step LoRA"] = f"fused; {checkpoint.config.steps} steps"
     for lora in choices.loras:
@@ -189,7 +192,8 @@ def _decisions(model: Path, checkpoint: Model, roles: Mapping[Role, AdapterFile]
 
 def _encoder_decision(checkpoint: Model, choices: Choices) -> str:
     if checkpoint.image_encoder is None:
-        return f"none: people are given as face embeddings, {checkpoint.adapter.width} wide"
+        beside = " and what EVA-CLIP sees of the face" if checkpoint.adapter.vision_states else ""
+        return f"none: people are given as face embeddings, {checkpoint.adapter.width} wide{beside}"
     output = {"patches": "patch tokens", "pooled": "pooled embedding"}[checkpoint.adapter.reads]
     return f"{output} of {choices.image_encoder or 'the model'}'s"
 

@@ -76,7 +76,7 @@ def load_folder(folder: Path) -> Base:
 
     Raises InputError for another family; whatever its libraries raise.
     """
-    family = exportable_family(_denoiser_shapes(folder / "unet"), folder, FAMILIES)
+    family = exportable_family(network_shapes(folder / "unet"), folder, FAMILIES)
     unet = from_pretrained(UNet2DConditionModel, folder / "unet")
     if (lora := folder / LIGHTNING / LORA_FILE).is_file():
         fuse_lora(unet, lora)
@@ -143,7 +143,8 @@ def load_feature_extractor(folder: Path) -> CLIPImageProcessor:
     return CLIPImageProcessor.from_pretrained(folder) if known else CLIPImageProcessor()
 
 
-def _denoiser_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def network_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what a network's folder has in safetensors, of all its shards."""
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         shapes |= read_shapes(file)

@@ -29,3 +29,14 @@ class ViewEncoder(nn.Module):
     def forward(self, patch_tokens: Tensor) -> Tensor:
         tokens = self.projection(patch_tokens.flatten(0, 1))
         return tokens.unflatten(0, (patch_tokens.shape[0], patch_tokens.shape[1])).flatten(1, 2)
+
+
+class AverageViewEncoder(nn.Module):
+    """Identity tokens of the mean of all references, as InstantID has them: [B, V, 1, D] -> [B, N, C]."""
+
+    def __init__(self, projection: nn.Module):
+        super().__init__()
+        self.projection = projection
+
+    def forward(self, patch_tokens: Tensor) -> Tensor:
+        return self.projection(patch_tokens.mean(dim=1))

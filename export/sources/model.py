@@ -17,8 +17,9 @@ from transformers import (
 
 from bolid_training.model.pose_estimator import PoseEstimator
 
-Features = Literal["patches", "pooled", "embedding"]
-"""CLIP's patch tokens; its projected embedding as the only token; or a face network's embedding, without CLIP."""
+Features = Literal["patches", "pooled", "embedding", "face"]
+"""CLIP's patch tokens; its projected embedding as the only token; a face network's embedding, without CLIP; or that and
+what EVA-CLIP sees of the face (PuLID)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,8 @@ class Base:
 class Adapters:
     """What makes a person of it. `layers` are the UNet's own attention processors, in IP-Adapter's order.
 
-    `identity_encoder`: patch tokens [B, V, P, D] (and int64 parts [B, V], if `parts` > 1) -> identity tokens;
+    `identity_encoder`: patch tokens [B, V, P, D] (and int64 parts [B, V], if `parts` > 1; and EVA-CLIP's features, if
+    there are `vision_states`) -> identity tokens;
     `image_projector`: patch tokens [B, P, D] -> image tokens. `reads`: what these tokens are, D = `width` wide.
     """
 
@@ -69,6 +71,11 @@ class Adapters:
     pose_guider: T2IAdapter | None
     identity_net: ControlNetModel | None = None
     """InstantID's, which sees the skeleton and the identity tokens in every step."""
+    face_map: bool = False
+    """The IdentityNet's skeleton is InstantID's map of a face."""
+    vision_width: int = 0
+    vision_states: tuple[int, ...] = ()
+    """What PuLID's identity encoder reads beside the face's embedding: `bolid_sdk.contracts.Sizes`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,9 @@ def model_sizes(checkpoint: Model) -> Sizes:
         # a shallow half would need the IdentityNet as well, which is what it is to save
         deep_channels=0 if adapter.identity_net else deep_channels(checkpoint.unet),
         identity_net=adapter.identity_net is not None,
+        face_map=adapter.face_map,
+        vision_width=adapter.vision_width,
+        vision_states=adapter.vision_states,
         parts=adapter.parts,
     )
 

@@ -4,7 +4,7 @@ On disk the two token branches are IP-Adapter-Plus files, the guider is a diffus
 IdentityNet, if there is one, a diffusers ControlNet folder.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ class Adapter(nn.Module):
         for name, tensor in expected.items():
             if tensor.shape != state[name].shape:
                 raise RuntimeError(f"{name}: expected shape {tuple(tensor.shape)}, found {tuple(state[name].shape)}")
-        projection.load_state_dict(_resampler_from_ip_adapter(state, projection.state_dict()))
+        projection.load_state_dict(resampler_from_ip_adapter(state, projection.state_dict()))
         for index, layer in enumerate(self.layers):
             names = ("to_k_ip.weight", "to_v_ip.weight")
             getattr(layer, branch).load_state_dict({n: state[f"ip_adapter.{2 * index + 1}.{n}"] for n in names})
@@ -145,10 +145,13 @@ def _resampler_to_ip_adapter(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.cat(tensors) for name, tensors in out.items()}
 
 
-def _resampler_from_ip_adapter(state: dict[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+def resampler_from_ip_adapter(
+    state: Mapping[str, Tensor], names: Iterable[str], prefix: str = "image_proj."
+) -> dict[str, Tensor]:
+    """Weights of diffusers' Resampler by its own `names`, from those that IP-Adapter's files name."""
     out = {}
     for name in names:
-        tensor = state[f"image_proj.{_ip_adapter_name(name)}"]
+        tensor = state[prefix + _ip_adapter_name(name)]
         if ".attn.to_k." in name:
             tensor = tensor.chunk(2)[0]
         elif ".attn.to_v." in name:

@@ -4,7 +4,8 @@ The decoupled cross-attention of IP-Adapter (arXiv:2308.06721), with two image b
 
     Z = Attn(Q, K_text, V_text) + s_identity[l] Attn(Q, K_identity, V_identity) + s_image[l] Attn(Q, K_image, V_image)
 
-The scales are tensors of one value a layer, so that a traced graph takes them as inputs.
+The scales are tensors of one value a layer, so that a traced graph takes them as inputs. PuLID adds less of the
+identity's part (`bolid_training.model.orthogonal`).
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from bolid_training.model.orthogonal import first_tokens_share, orthogonal_part
 
 # Up to so many keys, on CPUs in bfloat16, two matrix products and a softmax are faster than fused attention in float32:
 # forward and backward of 64 x 2 heads and 256 queries on 77 keys take 22 against 38 ms, on 256 keys 126 against 64.
@@ -68,6 +71,7 @@ class PlainAttnProcessor:
         image_tokens: Tensor | None = None,
         identity_scale: Tensor | None = None,
         image_scale: Tensor | None = None,
+        orthogonality: Tensor | None = None,
     ) -> Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         return attn.to_out[0](attend(attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context), attn.heads))
@@ -95,11 +99,16 @@ class BodyIDAttnProcessor(nn.Module):
         image_tokens: Tensor | None = None,
         identity_scale: Tensor | None = None,
         image_scale: Tensor | None = None,
+        orthogonality: Tensor | None = None,
     ) -> Tensor:
         query = attn.to_q(hidden_states)
         out = attend(query, attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states), attn.heads)
         if identity_tokens is not None:
-            out = out + identity_scale[self.index] * self.identity(query, identity_tokens, attn.heads)
+            identity = self.identity(query, identity_tokens, attn.heads)
+            if orthogonality is not None:
+                first = first_tokens_share(query, self.identity.to_k_ip(identity_tokens), attn.heads)
+                identity = orthogonal_part(identity, out, first, orthogonality)
+            out = out + identity_scale[self.index] * identity
         if image_tokens is not None:
             out = out + image_scale[self.index] * self.image(query, image_tokens, attn.heads)
         return attn.to_out[0](out)

@@ -1,13 +1,12 @@
 """InstantID's IdentityNet (arXiv:2401.07519): a ControlNet that sees the person instead of the text.
 
 It is initialised from the UNet, driven by the drawn skeleton, and its text input is *only* the identity tokens; what it
-finds is added to the UNet's skip connections. A skeleton map of zeros stands for no pose.
+finds is added to the UNet's skip connections. A skeleton map of zeros stands for no pose. The published one, of SDXL,
+is driven by five drawn keypoints of a face, and knows no map of zeros.
 """
 
-from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -29,18 +28,19 @@ def build_identity_net(unet: UNet2DConditionModel) -> ControlNetModel:
     return net
 
 
-def load_identity_net(folder: Path) -> ControlNetModel:
-    """Reads a ControlNet folder in float32, for use: in eval mode and without gradients."""
-    net = ControlNetModel.from_pretrained(folder, torch_dtype=torch.float32)
-    net.set_attn_processor(PlainAttnProcessor())
-    return net.eval().requires_grad_(False)
-
-
 def identity_residuals(
-    net: ControlNetModel, sample: Tensor, timestep: Tensor, identity_tokens: Tensor, skeleton: Tensor
+    net: ControlNetModel,
+    sample: Tensor,
+    timestep: Tensor,
+    identity_tokens: Tensor,
+    skeleton: Tensor,
+    added_cond_kwargs: dict[str, Tensor] | None = None,
 ) -> dict[str, Tensor | list[Tensor]]:
-    """The UNet's arguments for what the IdentityNet adds, of samples [B, c, h, w] and skeletons [B, 3, 8h, 8w]."""
-    down, mid = net(sample, timestep, identity_tokens, skeleton, return_dict=False)
+    """The UNet's arguments for what the IdentityNet adds, of samples [B, c, h, w] and skeletons [B, 3, 8h, 8w].
+
+    `added_cond_kwargs`: SDXL's pooled text and sizes. The pooled text is all that an IdentityNet sees of a prompt.
+    """
+    down, mid = net(sample, timestep, identity_tokens, skeleton, added_cond_kwargs=added_cond_kwargs, return_dict=False)
     return {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
 
 
@@ -62,17 +62,21 @@ class IdentityGuidedUNet(nn.Module):
         encoder_hidden_states: Tensor,
         *,
         cross_attention_kwargs: dict[str, Tensor],
+        added_cond_kwargs: dict[str, Tensor] | None = None,
         **guided: Any,
     ) -> Any:
         attention = dict(cross_attention_kwargs)
         skeleton, scale = attention.pop("skeleton"), attention.pop("pose_scale")
         tokens = attention["identity_tokens"]
-        down, mid = identity_residuals(self.identity_net, sample, timestep, tokens, skeleton).values()
+        down, mid = identity_residuals(
+            self.identity_net, sample, timestep, tokens, skeleton, added_cond_kwargs
+        ).values()
         return self.unet(
             sample,
             timestep,
             encoder_hidden_states,
             cross_attention_kwargs=attention,
+            added_cond_kwargs=added_cond_kwargs,
             down_block_additional_residuals=[scale * residual for residual in down],
             mid_block_additional_residual=scale * mid,
             **guided,

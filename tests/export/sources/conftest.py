@@ -1,16 +1,25 @@
 """A small Stable Diffusion 1.5 as others publish it: true layout and key names, random weights, nothing of BoLID's."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.schedulers import PNDMScheduler
 from safetensors.torch import save_file
 from transformers import (
     CLIPImageProcessor,
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
 )
@@ -167,17 +176,27 @@ def full(random):
 
 
 def plus(random):
-    state = {"latents": normal(random, 1, QUERIES, RESAMPLER)}
-    state |= with_bias(random, proj_in=(RESAMPLER, VISION_WIDTH), proj_out=(WIDTH, RESAMPLER), norm_out=(WIDTH,))
-    for layer in (f"layers__{index}" for index in range(DEPTH)):
-        norms = {f"{layer}__{name}": (RESAMPLER,) for name in ("0__norm1", "0__norm2", "1__0")}
+    return resampler(random, width=RESAMPLER, queries=QUERIES, reads=VISION_WIDTH)
+
+
+def resampler(random, *, width, queries, reads):
+    """IP-Adapter-Plus' keys, and InstantID's."""
+    state = {"latents": normal(random, 1, queries, width)}
+    state |= with_bias(random, proj_in=(width, reads), proj_out=(WIDTH, width), norm_out=(WIDTH,))
+    return state | perceiver_blocks(random, width, DEPTH)
+
+
+def perceiver_blocks(random, width, depth):
+    state = {}
+    for layer in (f"layers__{index}" for index in range(depth)):
+        norms = {f"{layer}__{name}": (width,) for name in ("0__norm1", "0__norm2", "1__0")}
         state |= with_bias(random, **norms)
         for name, rows, columns in (
-            ("0__to_q", RESAMPLER, RESAMPLER),
-            ("0__to_kv", 2 * RESAMPLER, RESAMPLER),
-            ("0__to_out", RESAMPLER, RESAMPLER),
-            ("1__1", 4 * RESAMPLER, RESAMPLER),
-            ("1__3", RESAMPLER, 4 * RESAMPLER),
+            ("0__to_q", width, width),
+            ("0__to_kv", 2 * width, width),
+            ("0__to_out", width, width),
+            ("1__1", 4 * width, width),
+            ("1__3", width, 4 * width),
         ):
             state[f"{layer}__{name}.weight".replace("__", ".")] = normal(random, rows, columns)
     return state
@@ -192,3 +211,120 @@ def face_id_plus(random):
 
 
 PROJECTIONS = {"base": base, "plus": plus, "full": full, "face_id": face_id, "face_id_plus": face_id_plus}
+
+
+def small_sdxl_unet() -> UNet2DConditionModel:
+    """Attention in the lower block alone, several transformer layers, text and sizes beside the timestep."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=(2, 4),
+        norm_num_groups=8,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=PROJECTION + 6 * 8,
+    )
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory) -> Path:
+    """A small SDXL as it is published; its two towers read the same ids."""
+    torch.manual_seed(3)
+    tokenizer = byte_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH // 2,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=PROJECTION,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    pipe = StableDiffusionXLPipeline(
+        unet=small_sdxl_unet(),
+        vae=small_vae(),
+        text_encoder=CLIPTextModel(config),
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        scheduler=EulerDiscreteScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1
+        ),
+        add_watermarker=False,
+    )
+    folder = tmp_path_factory.mktemp("published") / "dreams-xl"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def instant_id(sdxl_folder, tmp_path_factory) -> Path:
+    """InstantID's folder: a pickle of two dictionaries, and an IdentityNet that has an effect."""
+    random = torch.Generator().manual_seed(4)
+    torch.manual_seed(4)
+    folder = tmp_path_factory.mktemp("InstantID")
+    unet = UNet2DConditionModel.from_pretrained(sdxl_folder / "unet")
+    attention = {name.removeprefix("ip_adapter."): t for name, t in keys_and_values(unet, random).items()}
+    projection = resampler(random, width=128, queries=16, reads=512)
+    torch.save({"image_proj": projection, "ip_adapter": attention}, folder / "ip-adapter.bin")
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32))
+    for name, parameter in net.named_parameters():
+        if name.startswith("controlnet_"):
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    net.save_pretrained(folder / "ControlNetModel")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pulid_files(sdxl_folder, tmp_path_factory) -> dict[str, Path]:
+    """v1 as a flat pickle, v1.1 as safetensors; they share keys and values, so one denoiser serves both."""
+    random = torch.Generator().manual_seed(5)
+    folder = tmp_path_factory.mktemp("PuLID")
+    unet = UNet2DConditionModel.from_pretrained(sdxl_folder / "unet")
+    attention = {
+        name.replace("ip_adapter.", "id_adapter_attn_layers.").replace(".to_", ".id_to_").replace("_ip.", "."): tensor
+        for name, tensor in keys_and_values(unet, random).items()
+    }
+    files = {"pulid_v1": folder / "pulid_v1.bin", "pulid_v1.1": folder / "pulid_v1.1.safetensors"}
+    torch.save(prefixed("id_adapter.", id_encoder(random)) | attention, files["pulid_v1"])
+    save_file(prefixed("id_adapter.", id_former(random)) | attention, files["pulid_v1.1"])
+    return files
+
+
+def prefixed(prefix, state):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def perceptron(random, name, *widths):
+    """As PuLID's: linear, norm, rectifier, twice, then linear."""
+    state = {}
+    for index, (reads, gives) in zip((0, 3, 6), pairwise(widths), strict=True):
+        state |= with_bias(random, **{f"{name}__{index}": (gives, reads)})
+        if index < 6:
+            state |= with_bias(random, **{f"{name}__{index + 1}": (gives,)})
+    return state
+
+
+def id_encoder(random):
+    """v1: five tokens of the embeddings 512 + 768 wide, and one of each of five layers."""
+    state = perceptron(random, "body", 1280, 5 * WIDTH // 4, 5 * WIDTH // 2, 5 * WIDTH)
+    for level in range(5):
+        for name in (f"mapping_{level}", f"mapping_patch_{level}"):
+            state |= perceptron(random, name, VISION_WIDTH, VISION_WIDTH, VISION_WIDTH, WIDTH)
+    return state
+
+
+def id_former(random, width=128):
+    """v1.1: ten blocks."""
+    state = {"latents": normal(random, 1, 32, width), "proj_out": normal(random, width, WIDTH)}
+    state |= perceptron(random, "id_embedding_mapping", 1280, 48, 48, 5 * width)
+    for level in range(5):
+        state |= perceptron(random, f"mapping_{level}", VISION_WIDTH, VISION_WIDTH, VISION_WIDTH, width)
+    return state | perceiver_blocks(random, width, 10)
