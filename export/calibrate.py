@@ -16,6 +16,7 @@ from bolid_export.sources import Model
 from bolid_export.torch_engine import Record, TorchEngine
 from bolid_sdk.caching import Caching
 from bolid_sdk.contracts import Sizes
+from bolid_sdk.face_map import draw_face_map
 from bolid_sdk.images import crop_resize, from_signed, normalise, to_signed
 from bolid_sdk.parts import centre_box, part_boxes
 from bolid_sdk.pose import draw_skeleton
@@ -33,6 +34,11 @@ SITTING = (
     *((0.56, 0.58), (0.44, 0.58), (0.62, 0.66), (0.38, 0.66), (0.60, 0.86), (0.40, 0.86)),
 )
 POSES = tuple(np.array([(x, y, 1.0) for x, y in pose], np.float32) for pose in (STANDING, SITTING))
+
+# For InstantID: eyes, nose, mouth corners.
+FACE = np.array(
+    [(x, y, 1.0) for x, y in ((0.44, 0.22), (0.56, 0.21), (0.51, 0.29), (0.46, 0.35), (0.55, 0.35))], np.float32
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +115,8 @@ def spread(records: list[Record], count: int) -> Iterator[Record]:
 
 
 def _blank_scene(checkpoint: Model, sizes: Sizes, prompt: str, pose: NDArray[np.float32]) -> Scene:
-    skeleton = draw_skeleton(pose, sizes.native_width, sizes.native_height)
+    draw, points = (draw_face_map, FACE) if sizes.face_map else (draw_skeleton, pose)
+    skeleton = draw(points, sizes.native_width, sizes.native_height)
     side = sizes.image_size
     return Scene(
         token_ids=token_ids(checkpoint, sizes, ["", prompt]),

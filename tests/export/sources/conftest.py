@@ -274,7 +274,7 @@ def instant_id(sdxl_folder, tmp_path_factory) -> Path:
     attention = {name.removeprefix("ip_adapter."): t for name, t in keys_and_values(unet, random).items()}
     projection = resampler(random, width=128, queries=16, reads=512)
     torch.save({"image_proj": projection, "ip_adapter": attention}, folder / "ip-adapter.bin")
-    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32))
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 16, 16))
     for name, parameter in net.named_parameters():
         if name.startswith("controlnet_"):
             parameter.data += 0.1 * torch.randn_like(parameter)
