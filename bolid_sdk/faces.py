@@ -87,9 +87,12 @@ def _described(references: Any) -> str:
     if isinstance(references, np.ndarray):
         return f"an array of {references.dtype} {list(references.shape)}"
     if isinstance(references, Face):
-        fields = {name: np.shape(values) for name, values in vars(references).items() if values is not None}
-        return f"a Face of {', '.join(f'{name} {list(shape)}' for name, shape in fields.items())}"
+        return f"a Face of {', '.join(f'{name} {_shape(values)}' for name, values in vars(references).items())}"
     return type(references).__name__
+
+
+def _shape(values: ArrayLike | None) -> str:
+    return f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
 
 
 def _expected(sizes: Sizes) -> str:
