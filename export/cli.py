@@ -30,6 +30,8 @@ Examples:
   bolid-export --model my-model --dry-run                what would be written, and where
   bolid-export --model my-model --adapter anna.safetensors -o engines/anna
   bolid-export --model dreams.safetensors --adapter ip-adapter-plus_sd15.bin --image-encoder models/image_encoder
+  bolid-export --model my-sdxl --adapter InstantID/ip-adapter.bin       with InstantID/ControlNetModel beside it
+  bolid-export --model my-sdxl --adapter pulid_v1.1.safetensors
   bolid-export --model my-model --lora style.safetensors:0.7 --vae taesd
   bolid-export --backend tensorrt-rtx --compute-capability 8.9,12.0     engines for RTX 40 and 50, built without a GPU
 """
@@ -39,15 +41,16 @@ Examples:
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="A diffusers folder, or one .safetensors file of SD1.5. [default: the avatar model]",
+    help="A diffusers folder of SD1.5 or SDXL, or one .safetensors file of SD1.5. [default: the avatar model]",
 )
 @click.option(
     "--adapter",
     "adapters",
     type=click.Path(path_type=Path),
     multiple=True,
-    help="BoLID's or an IP-Adapter, told by its keys; in place of the model's own of that kind. On a model without an "
-    "identity the first IP-Adapter becomes the identity, another one the image prompt.",
+    help="BoLID's, an IP-Adapter, InstantID's or PuLID's, told by its keys; in place of the model's own of that kind. "
+    "On a model without an identity the first IP-Adapter becomes the identity, another one the image prompt. InstantID's "
+    "ControlNetModel folder is found beside ip-adapter.bin, or named with another --adapter.",
 )
 @click.option(
     "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="Added to the weights now, not at run time."
