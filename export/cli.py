@@ -49,8 +49,8 @@ Examples:
     type=click.Path(path_type=Path),
     multiple=True,
     help="BoLID's, an IP-Adapter, InstantID's or PuLID's, told by its keys; in place of the model's own of that kind. "
-    "On a model without an identity the first IP-Adapter becomes the identity, another one the image prompt. InstantID's "
-    "ControlNetModel folder is found beside ip-adapter.bin, or named with another --adapter.",
+    "On a model without an identity the first IP-Adapter becomes the identity, another one the image prompt. "
+    "InstantID's ControlNetModel folder is found beside ip-adapter.bin, or named with another --adapter.",
 )
 @click.option(
     "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="Added to the weights now, not at run time."

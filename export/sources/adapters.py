@@ -14,6 +14,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from bolid_export.sources.adapter_kinds import (
     BOLID,
+    FACE_WIDTH,
     INSTANT_ID,
     PART_EMBEDDING,
     PULID,
@@ -238,6 +239,8 @@ def _read(
     require_keys(file.path, file.name, state, file.kind.keys(len(layers)))
     _require_image_encoder(file, shapes, image_encoder)
     _require_width(file, file.kind.projection + file.kind.last, shapes, expected)
+    if file.kind.reads == "face":
+        _require_width(file, file.kind.projection + file.kind.first, shapes, FACE_WIDTH + VISION_WIDTH)
     if file.kind is BOLID:
         _require_shape(file, PART_EMBEDDING, shapes, (PARTS, image_encoder.config.hidden_size))
     for index, layer in enumerate(layers):
@@ -258,7 +261,7 @@ def _require_image_encoder(file: AdapterFile, shapes: Mapping[str, tuple[int, ..
 
 
 def _require_width(file: AdapterFile, name: str, shapes: Mapping[str, tuple[int, ...]], expected: int) -> None:
-    """Of what comes out: a weight's last axis."""
+    """A weight's last axis: what a linear layer reads, or all of a norm."""
     if shapes[name][-1:] != (expected,):
         raise InputError(
             f"{file.path} does not fit this model: {name} is {shapes[name]}, expected {expected} as its last size"

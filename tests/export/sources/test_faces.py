@@ -370,6 +370,8 @@ def test_mistakes_are_named(sdxl_folder, sd15_folder, instant_id, pulid_files, t
     narrow = state | {"id_adapter.mapping_0.3.weight": torch.zeros(32, 31)}
     save_file(narrow, file)
     refused(sdxl_folder, file, match=r"no PuLID v1\.1: .*mapping_0\.3\.weight")
+    save_file(state | {"id_adapter.id_embedding_mapping.0.weight": torch.zeros(48, 1024)}, file)
+    refused(sdxl_folder, file, match=r"id_embedding_mapping\.0\.weight is \(48, 1024\), expected 1280")
     wide = {name: torch.zeros(t.shape[0], 2048) if "id_to" in name else t for name, t in state.items()}
     save_file(wide, file)
     refused(sd15_folder, file, match=r"text is 2048 \(SDXL\) wide, the model's 64")
