@@ -17,6 +17,7 @@ from bolid_sdk.errors import InputError, Notice
 from bolid_sdk.graphs import Graphs
 from bolid_sdk.identity import Identity, References, identify
 from bolid_sdk.images import FloatArray, from_signed, open_image
+from bolid_sdk.loras import Lora, Loras, LoraSource, LoraStack
 from bolid_sdk.pose import Pose, detect_pose
 from bolid_sdk.prompt import check_prompt
 from bolid_sdk.request import (
@@ -26,6 +27,7 @@ from bolid_sdk.request import (
     ResolvedOptions,
     read_pose,
     require_capability,
+    require_loras,
     resolve_options,
 )
 from bolid_sdk.result import Result, Step, Timings
@@ -46,6 +48,7 @@ class _Job:
     image_prompt: Image.Image | None
     options: ResolvedOptions
     table: SamplerTable
+    loras: LoraStack
     timings: Timings
 
 
@@ -83,6 +86,7 @@ class Generator:
         self._backend = open_backend(backend, device, threads, built=self.bundle.manifest.engine_backends)
         self._graphs = Graphs(self.bundle, self._backend)
         self._conditioner = Conditioner(self.bundle, self._graphs)
+        self._loras = Loras(self.bundle.manifest.sizes)
         self._max_batch = max_batch
 
     @property
@@ -106,6 +110,15 @@ class Generator:
         """
         self._graphs.preload(["pose_estimator", "image_encoder", "identity_encoder"])
         return identify(self._graphs, self.bundle, references)
+
+    def load_lora(self, file: LoraSource) -> Lora:
+        """Reads a LoRA file once, for any number of requests: `generator(person, prompt, loras=[(lora, 0.7)])`.
+
+        A .safetensors file of diffusers, kohya or PEFT (its adapter_config.json beside it). The weight is a request's;
+        so nothing stays behind. Raises InputError.
+        """
+        require_loras(self.bundle.manifest)
+        return self._loras.load(file)
 
     def __call__(self, person: Person, prompt: str, **options: Unpack[Options]) -> Result:
         """One picture of `person` (reference pictures or an Identity). Options: see `Options`. Raises BolidError."""
@@ -136,6 +149,7 @@ class Generator:
             if isinstance(person, Identity):
                 person.check(self.bundle)
         image_prompt = None if resolved.image_prompt is None else open_image(resolved.image_prompt)
+        loras = self._loras.stack(resolved.loras)
         pose = REFERENCE if resolved.pose is REFERENCE else read_pose(resolved.pose)
         require_capability(manifest, "pose_estimation", isinstance(pose, Image.Image))
         self._preload(requests, resolved, isinstance(pose, Image.Image))
@@ -151,6 +165,7 @@ class Generator:
             image_prompt=image_prompt,
             options=resolved,
             table=table,
+            loras=loras,
             timings=timings,
         )
 
@@ -200,7 +215,7 @@ class Generator:
         branches, conditioner = options.sampling.branches, self._conditioner
         with job.timings.stage("text"):
             tokenized = conditioner.tokenize(prompts)
-            text = conditioner.text(prompts, branches)
+            text = conditioner.text(prompts, branches, job.loras)
         with job.timings.stage("pose"):
             features = conditioner.pose(job.poses[part], options.pose_scale, options.width, options.height, branches)
         with job.timings.stage("identity"):
@@ -223,6 +238,7 @@ class Generator:
                 "identity_scale": options.identity_scale,
                 **image,
                 **features,
+                **job.loras.of("denoiser"),
             },
         )
 
@@ -275,6 +291,7 @@ class Generator:
                 digest=self.bundle.digest,
                 backend=self.backend,
                 warnings=notices,
+                loras=plan.job.loras.to_list(),
             )
             for image, prompt, seed, notices in zip(images, plan.prompts, plan.seeds, plan.notices, strict=True)
         ]

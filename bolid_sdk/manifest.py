@@ -101,7 +101,8 @@ class Manifest:
     def capabilities(self) -> tuple[str, ...]:
         """What the bundle can do beyond a person and a prompt.
 
-        pose_estimation, pose, image_prompt, caching, encode, size_conditioning (it is told how large a picture was).
+        pose_estimation, pose, image_prompt, caching, encode, size_conditioning (it is told how large a picture was),
+        loras (a request may bring some).
         """
         return capabilities(self.graphs, self.sizes)
 
@@ -220,6 +221,7 @@ def capabilities(graphs: Collection[str], sizes: Sizes) -> tuple[str, ...]:
         "caching": "denoiser_shallow" in graphs,
         "encode": "vae_encoder" in graphs,
         "size_conditioning": bool(sizes.time_ids),
+        "loras": bool(sizes.lora_rank),
     }
     return tuple(name for name, there in present.items() if there)
 

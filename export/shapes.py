@@ -9,6 +9,9 @@ from bolid_sdk.contracts import Axis, GraphSpec, Sizes, TensorSpec
 from bolid_sdk.errors import InputError
 from bolid_sdk.identity import MAX_REFERENCES
 
+LORA_RANK = 16
+"""Of a usual LoRA; without one it is 1."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
@@ -79,6 +82,7 @@ def _axes(graph: str, shapes: Shapes, sizes: Sizes) -> dict[str, Range]:
         "views": _references(sizes.parts),
         # the common multiple of people with different numbers of references (`bolid_sdk.conditioning`) may lie beyond
         "identity_tokens": _references(sizes.identity_tokens),
+        "lora_rank": Range(min=1, opt=min(LORA_RANK, sizes.lora_rank), max=sizes.lora_rank),
         "height": shapes.height,
         "width": shapes.width,
         "latent_height": shapes.height.divided(sizes.vae_factor),

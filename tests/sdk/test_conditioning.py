@@ -53,7 +53,7 @@ def test_only_the_latest_prompts_are_kept(counted):
     for prompt in [*prompts, prompts[-1], prompts[0]]:
         conditioner.text([prompt], 1)
     assert runs["text_encoder"] == KEPT_PROMPTS + 2
-    assert conditioner._encoded.cache_info().currsize == KEPT_PROMPTS
+    assert len(conditioner._texts) == KEPT_PROMPTS
 
 
 def test_threads_share_what_is_kept(counted):
