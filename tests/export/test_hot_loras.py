@@ -4,6 +4,7 @@ The files are written by the libraries whose names they have: diffusers, PEFT, a
 """
 
 import copy
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,20 +13,27 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers import StableDiffusionPipeline
 from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from bolid_export.cli import main as export_main
+from bolid_export.engine_target import runtime_name
 from bolid_export.graphs import bind_graphs
 from bolid_export.metrics import cosine, psnr
 from bolid_export.package import build_manifest, bundle_files, save_tokenizers
 from bolid_export.precision import lower
 from bolid_export.quantise import quantise
+from bolid_export.shapes import Range, graph_profile, resolve_shapes
 from bolid_export.sources import Choices, Lora, model_sizes, open_source
 from bolid_export.to_onnx import example_inputs, to_onnx
+from bolid_export.to_tensorrt import build_engine
 from bolid_export.torch_engine import TorchEngine
-from bolid_sdk.bundle import write_bundle
+from bolid_sdk.built_engine import EngineKey
+from bolid_sdk.bundle import file_sha256, write_bundle
+from bolid_sdk.cli import doctor, infer
 from bolid_sdk.conditioning import Conditioner
 from bolid_sdk.errors import InputError
 from bolid_sdk.generator import Generator
@@ -38,6 +46,7 @@ LEAST = 45  # dB, of 8-bit pictures
 GUIDED = Sampling(steps=3, guidance=3.0)
 RANK, ALPHA, LIMIT = 3, 1.5, 16
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out"]
+TRACED = ("text_encoder", "denoiser")
 PEFT_PREFIX = "base_model.model."
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
@@ -59,11 +68,11 @@ def hot_graphs(hot_source, hot_sizes):
 
 @pytest.fixture(scope="module")
 def bundle(hot_source, hot_sizes, hot_graphs, tmp_path_factory):
-    """As the pipeline packages it, but graphs that take no LoRAs stay in PyTorch (`Graphs`): tracing takes time."""
+    """As the pipeline packages it, but other graphs stay in PyTorch (`HotGraphs`): tracing takes time."""
     staging = tmp_path_factory.mktemp("staging")
     steps = {"size_step": hot_sizes.size_step, "vae_factor": hot_sizes.vae_factor}
     for name, graph in hot_graphs.items():
-        content = to_onnx(graph, **steps).SerializeToString() if graph.hot_layers else name.encode()
+        content = to_onnx(graph, **steps).SerializeToString() if name in TRACED else name.encode()
         (staging / f"{name}.onnx").write_bytes(content)
     save_tokenizers(hot_source.checkpoint, hot_sizes, staging)
     files, specs = bundle_files(staging), {name: graph.spec for name, graph in hot_graphs.items()}
@@ -96,7 +105,7 @@ def generator_of(bundle, others, backend="onnxruntime"):
 
 @pytest.fixture(scope="module")
 def cold_graphs(hot_graphs):
-    return {name: graph for name, graph in hot_graphs.items() if not graph.hot_layers}
+    return {name: graph for name, graph in hot_graphs.items() if name not in TRACED}
 
 
 @pytest.fixture(scope="module")
@@ -409,3 +418,41 @@ def test_quantised_layers_take_loras(hot_graphs, denoiser_inputs):
     same, without = agreement(quantise(graph, denoiser_inputs, denoiser_inputs).graph, graph, denoiser_inputs)
     assert same > 0.999
     assert without < 0.998
+
+
+def test_tensorrt_rtx_builds_it_for_a_range_of_ranks(bundle, hot_sizes, hot_graphs, tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="pip install 'bolid-sdk[tensorrt-rtx]'")
+    shapes = resolve_shapes(Range.parse("1:1:2", "--batch"), None, hot_sizes)
+    file = bundle.file("denoiser.onnx")
+    key = EngineKey(
+        graph_sha256=(file_sha256(file),),
+        shapes=graph_profile(hot_graphs["denoiser"].spec, shapes, hot_sizes),
+        precision="fp32",
+        runtime=runtime_name("tensorrt-rtx"),
+        compute_capabilities=("8.9",),
+    )
+    rows = sum(layer.inputs for layer in hot_sizes.layers_of("denoiser"))
+    assert key.shapes["lora_down"] == ((rows, 1), (rows, LIMIT), (rows, LIMIT))
+    build_engine(file, tmp_path / "denoiser.engine", key)
+    assert (tmp_path / "denoiser.engine").stat().st_size > 50_000
+
+
+@pytest.mark.slow
+def test_a_whole_export_and_the_command_line(model_folder, root, files, tmp_path):
+    """Traced, verified and packaged with all graphs; checked again by the doctor; and a picture."""
+    folder = tmp_path / "hot"
+    options = ["--model", model_folder, "--hot-lora", LIMIT, "--precision", "fp16", "-o", folder, "--json"]
+    made = CliRunner().invoke(export_main, [str(option) for option in options])
+    assert made.exit_code == 0, made.stderr
+    manifest = json.loads(made.stdout)
+    assert "loras" in manifest["capabilities"]
+    assert manifest["sizes"]["lora_rank"] == LIMIT
+    checked = CliRunner().invoke(doctor, [str(folder), "--backend", "onnxruntime"])
+    assert checked.exit_code == 0, checked.stderr
+    assert "takes LoRAs up to rank 16 in 54 layers" in checked.stdout
+    drawing = [root / "examples" / "ref.png", PROMPT, "--bundle", folder, "-o", tmp_path / "out.png", "--json"]
+    drawing += ["--lora", f"{files['kohya']}:0.7", "--lora", files["peft"]]
+    drawn = CliRunner().invoke(infer, [str(option) for option in drawing])
+    assert drawn.exit_code == 0, drawn.stderr
+    (result,) = json.loads(drawn.stdout)["results"]
+    assert [lora["weight"] for lora in result["loras"]] == [0.7, 1.0]
