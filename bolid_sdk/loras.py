@@ -31,7 +31,7 @@ FloatArray: TypeAlias = NDArray[np.float32]
 
 MAX_FILE_BYTES = 2**31
 KEPT_FILES, KEPT_STACKS = 4, 2
-"""A LoRA of rank 128 on all of Stable Diffusion 1.5 is about 200 MB in float32, and so is its stack."""
+"""A LoRA of rank 16 on all of Stable Diffusion 1.5 is 27 MB in float32, on SDXL 170 MB, and so is its stack."""
 
 OTHERS = (
     ". At run time LoRAs change the linear layers of attention blocks and of the text encoder; fuse one that changes "
