@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from bolid_sdk.generator import Generator
     from bolid_sdk.identity import Identity
+    from bolid_sdk.loras import Lora
     from bolid_sdk.result import Result, Step
     from bolid_sdk.sampling import Sampling
 
@@ -35,6 +36,7 @@ __all__ = [
     "IdentityFileError",
     "ImageError",
     "InputError",
+    "Lora",
     "Notice",
     "NumericalError",
     "OutputError",
@@ -50,6 +52,7 @@ __all__ = [
 _HOMES = {
     "Generator": "generator",
     "Identity": "identity",
+    "Lora": "loras",
     "Result": "result",
     "Step": "result",
     "Sampling": "sampling",

@@ -43,7 +43,7 @@ OTHERS = (
 class Lora:
     """A LoRA file that has been read for one bundle: a value for any number of requests.
 
-    `digest` is the sha256 of its content, `rank` the largest of any layer.
+    `digest` is the sha256 of the file and of settings beside it, `rank` the largest of any layer.
     """
 
     name: str
@@ -226,8 +226,11 @@ def _balanced(change: LowRank[FloatArray], weight: float) -> tuple[FloatArray, F
 
     Trained `up` matrices are small, and scales make them smaller: float16 would keep few of their digits.
     """
-    up = change.up * np.float32(weight * change.scale)
+    with np.errstate(over="ignore"):
+        up = (change.up * (weight * change.scale)).astype(np.float32)
     peaks = float(np.abs(change.down).max()), float(np.abs(up).max())
+    if not math.isfinite(peaks[1]):
+        raise InputError(f"a LoRA with weight {weight:g} is too large to compute with; expected one between 0 and 1")
     if min(peaks) == 0.0:
         return change.down, up
     shift = round((math.log2(peaks[1]) - math.log2(peaks[0])) / 2)

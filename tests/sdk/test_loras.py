@@ -181,6 +181,8 @@ def test_stacks_cannot_be_written_to_and_are_made_once(sizes, tmp_path):
     # float16 holds both halves of a small change
     peaks = [float(np.abs(first.of("denoiser")[half]).max()) for half in (LORA_DOWN, LORA_UP)]
     assert max(peaks) / min(peaks) <= 2
+    with pytest.raises(InputError, match="too large to compute with"):
+        loras.stack([(file, 1e300)])
     with pytest.raises(InputError, match="loaded for another model"):
         Loras(Sizes.from_dict({**sizes.to_dict(), "lora_layers": LAYERS[:2]})).load(loras.load(file))
 
