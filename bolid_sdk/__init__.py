@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bolid_sdk.faces import Face
     from bolid_sdk.generator import Generator
     from bolid_sdk.identity import Identity
+    from bolid_sdk.loras import Lora
     from bolid_sdk.result import Result, Step
     from bolid_sdk.sampling import Sampling
 
@@ -37,6 +38,7 @@ __all__ = [
     "IdentityFileError",
     "ImageError",
     "InputError",
+    "Lora",
     "Notice",
     "NumericalError",
     "OutputError",
@@ -53,6 +55,7 @@ _HOMES = {
     "Face": "faces",
     "Generator": "generator",
     "Identity": "identity",
+    "Lora": "loras",
     "Result": "result",
     "Step": "result",
     "Sampling": "sampling",

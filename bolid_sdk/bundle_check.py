@@ -45,6 +45,7 @@ def check_bundle(
     try:
         bundle = _read(path)
         report |= {"path": str(bundle.path), "name": bundle.manifest.name, "precision": bundle.manifest.precision}
+        report |= {"capabilities": list(bundle.manifest.capabilities), "loras": _loras(bundle.manifest)}
         report |= {"digest": bundle.digest, "unlisted": _unlisted_files(bundle), "engines": _engines(bundle)}
         report["problems"] = _damaged_files(bundle, progress)
         if not report["problems"]:
@@ -61,6 +62,12 @@ def min_cosine(manifest: Manifest) -> float:
     limits = manifest.verification.get("limits")
     exported = limits.get("cosine", limit) if isinstance(limits, Mapping) else limit
     return min(limit, float(exported))
+
+
+def _loras(manifest: Manifest) -> Report | None:
+    """What a request's LoRAs may be; None: it may bring none."""
+    sizes = manifest.sizes
+    return {"rank": sizes.lora_rank, "layers": len(sizes.lora_layers)} if sizes.lora_rank else None
 
 
 def _read(path: Path | None) -> Bundle:
@@ -216,6 +223,8 @@ def summary_lines(report: Report) -> Iterable[str]:
     """The report for a terminal."""
     about = (report["path"], report.get("name", ""), report.get("precision", ""), report.get("digest", "")[:16])
     yield f"bundle  {' '.join(str(part) for part in about)}"
+    if loras := report.get("loras"):
+        yield f"  takes LoRAs up to rank {loras['rank']} in {loras['layers']} layers"
     for backend, engines in report.get("engines", {}).items():
         yield from _engine_lines(backend, engines)
     if report.get("unlisted"):

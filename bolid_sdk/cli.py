@@ -37,6 +37,9 @@ SETTINGS = {"help_option_names": ["-h", "--help"]}
     "--ref", "more", type=click.Path(path_type=Path), multiple=True, help="Another picture of the same person."
 )
 @click.option("--image-prompt", type=click.Path(path_type=Path), help="A picture whose scene and style are followed.")
+@click.option(
+    "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="A LoRA, for bundles exported with --hot-lora."
+)
 @click.option("--pose", help="A picture, a .json of 12 keypoints, or 'none'. [default: the reference's own pose]")
 @click.option("--identity-scale", type=float, default=1.0, show_default=True, help="Likeness; 0 ignores the person.")
 @click.option("--image-scale", type=float, default=1.0, show_default=True, help="Weight of the image prompt.")
@@ -131,6 +134,7 @@ def _failures_in_one_line() -> Iterator[None]:
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
+    from bolid_sdk.lora_format import parse_lora
     from bolid_sdk.sampling import Sampling
 
     width, height = _size(given["size"])
@@ -138,7 +142,8 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     chosen = {name: given[name] for name in ("steps", "guidance", "sampler", "caching")}
     sampling = Sampling(**chosen, guidance_interval=_interval(given["guidance_interval"]))
     pose = {} if given["pose"] is None else {"pose": _pose(given["pose"])}
-    return {**options, **pose, "seed": given["seed"], "sampling": sampling, "width": width, "height": height}
+    loras = {"loras": [parse_lora(lora) for lora in given["loras"]]} if given["loras"] else {}
+    return {**options, **pose, **loras, "seed": given["seed"], "sampling": sampling, "width": width, "height": height}
 
 
 def _size(text: str | None) -> tuple[int | None, int | None]:

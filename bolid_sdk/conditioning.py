@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import TypeAlias
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from bolid_sdk.backends import Array
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.contracts import KEYPOINTS, Sizes
 from bolid_sdk.errors import InputError
@@ -19,6 +20,8 @@ from bolid_sdk.face_map import draw_face_map
 from bolid_sdk.graphs import Graphs
 from bolid_sdk.identity import blank_patch_tokens, unconditional_tokens
 from bolid_sdk.images import FloatArray, crop_resize, normalise
+from bolid_sdk.kept import Kept
+from bolid_sdk.loras import LoraStack
 from bolid_sdk.parts import centre_box
 from bolid_sdk.pose import Pose, draw_skeleton
 from bolid_sdk.prompt import PromptTokenizer, TokenizedPrompt
@@ -30,6 +33,8 @@ EncodedIds: TypeAlias = tuple[tuple[str, bytes], ...]
 """A prompt's int64 ids by the text encoder's input: `input_ids`, and `input_ids_2` if there is a second tokenizer."""
 
 UNCONDITIONAL_PROMPT = ""
+NO_LORAS = LoraStack()
+"""For bundles that take none."""
 
 KEPT_PROMPTS = 32
 """Encoded prompts that are kept: about a quarter of a megabyte each in Stable Diffusion 1.5."""
@@ -63,7 +68,7 @@ class Conditioner:
 
     def __init__(self, bundle: Bundle, graphs: Graphs) -> None:
         self._bundle, self._graphs = bundle, graphs
-        self._encoded = lru_cache(KEPT_PROMPTS)(partial(_encoded_text, graphs))
+        self._texts: Kept[dict[str, FloatArray]] = Kept(KEPT_PROMPTS)
         self._pose_features = lru_cache(KEPT_POSES)(partial(_pose_features, graphs))
 
     @property
@@ -79,9 +84,12 @@ class Conditioner:
             for name, entry in self._bundle.manifest.tokenizers.items()
         }
 
-    @cached_property
-    def _no_text(self) -> dict[str, FloatArray]:
-        encoded = self._encoded(self._token_ids(UNCONDITIONAL_PROMPT))
+    def _encoded(self, prompt: str, loras: LoraStack) -> dict[str, FloatArray]:
+        ids = self._token_ids(prompt)
+        return self._texts.get((ids, loras.key), lambda: _encoded_text(self._graphs, ids, loras.of("text_encoder")))
+
+    def _no_text(self, loras: LoraStack) -> dict[str, FloatArray]:
+        encoded = self._encoded(UNCONDITIONAL_PROMPT, loras)
         if self._bundle.manifest.zero_unconditional:
             return {name: np.zeros_like(values) for name, values in encoded.items()}
         return encoded
@@ -98,13 +106,13 @@ class Conditioner:
         """What the (first) tokenizer says of each different prompt."""
         return {prompt: self._tokenizers["input_ids"](prompt) for prompt in dict.fromkeys(prompts)}
 
-    def text(self, prompts: Sequence[str], branches: int) -> dict[str, FloatArray]:
+    def text(self, prompts: Sequence[str], branches: int, loras: LoraStack = NO_LORAS) -> dict[str, FloatArray]:
         """`encoder_hidden_states` [G*B, 77, C], and `text_embeds` [G*B, pooled_width] if there are such.
 
         The unconditional half comes first.
         """
-        encoded = [self._encoded(self._token_ids(prompt)) for prompt in prompts]
-        nothing = self._no_text if branches == 2 else {}
+        encoded = [self._encoded(prompt, loras) for prompt in prompts]
+        nothing = self._no_text(loras) if branches == 2 else {}
         return {
             name: self._guided(np.stack([values[name] for values in encoded]), nothing.get(name), branches)
             for name in encoded[0]
@@ -205,9 +213,10 @@ def _equally_many(tokens: Sequence[FloatArray]) -> list[FloatArray]:
     return [np.tile(person, (count // len(person), 1)) for person in tokens]
 
 
-def _encoded_text(graphs: Graphs, ids: EncodedIds) -> dict[str, FloatArray]:
+def _encoded_text(graphs: Graphs, ids: EncodedIds, loras: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """The text encoder's outputs of one prompt, without the batch axis."""
-    outputs = graphs["text_encoder"].run({name: np.frombuffer(values, np.int64)[None] for name, values in ids})
+    tokens: dict[str, Array] = {name: np.frombuffer(values, np.int64)[None] for name, values in ids}
+    outputs = graphs["text_encoder"].run({**tokens, **loras})
     for values in outputs.values():
         check_finite(values, "the text encoder")
     return {name: np.asarray(values[0], np.float32) for name, values in outputs.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 DType: TypeAlias = Literal["float32", "int64"]
 Axis: TypeAlias = int | str
@@ -62,6 +62,29 @@ EARLIER_DEEP_FEATURE = "earlier_deep_feature"
 TIME_IDS = 6
 """SDXL's `time_ids`: original height and width, top and left of the crop, target height and width, in pixels."""
 
+LORA_DOWN, LORA_UP = "lora_down", "lora_up"
+"""Inputs of graphs that take LoRAs: all layers' `down` and `up`, one layer's rows after the other's."""
+
+LORA_NETWORKS = {
+    "text_encoder": ("text_encoder", "text_encoder_2"),
+    "denoiser": ("unet",),
+    "denoiser_shallow": ("unet",),
+}
+"""By graph, the networks of a pipeline whose layers' LoRAs it takes."""
+
+
+class LoraLayer(NamedTuple):
+    """A linear layer, or a 1 x 1 convolution, that LoRAs change at run time; `name` is its path in the pipeline."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+    @property
+    def network(self) -> str:
+        """The first part of the name: unet, text_encoder or text_encoder_2."""
+        return self.name.partition(".")[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
@@ -111,8 +134,14 @@ class Sizes:
     """Width of EVA-CLIP's embedding of a face, which PuLID reads beside the face network's; 0: nothing reads it."""
     vision_states: tuple[int, ...] = ()
     """Layers, tokens and width of EVA-CLIP's hidden states that PuLID reads; then `orthogonality` is an input too."""
+    lora_rank: int = 0
+    """The largest rank of the LoRAs of a request, all together; 0: the graphs take none."""
+    lora_layers: tuple[LoraLayer, ...] = ()
+    """What these LoRAs may change, in the order of the rows of `lora_down` and `lora_up`."""
 
     def __post_init__(self) -> None:
+        if bool(self.lora_rank) != bool(self.lora_layers) or self.lora_rank < 0:
+            raise ValueError(f"lora_rank {self.lora_rank} does not fit {len(self.lora_layers)} lora_layers")
         divisors = self.pose_divisors
         if divisors and (len(divisors) != len(self.pose_channels) or min(divisors) < 1):
             raise ValueError(f"pose_divisors {divisors} do not fit {len(self.pose_channels)} pose features")
@@ -122,13 +151,22 @@ class Sizes:
         """Identity tokens of a person: fixed, or as many times `identity_tokens` as there are references."""
         return self.identity_tokens if self.parts > 1 else "identity_tokens"
 
+    def layers_of(self, graph: str) -> tuple[LoraLayer, ...]:
+        """What LoRAs may change in a graph, in order."""
+        networks = LORA_NETWORKS.get(graph, ())
+        return tuple(layer for layer in self.lora_layers if layer.network in networks)
+
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), **{name: list(getattr(self, name)) for name in _TUPLES}}
+        values = {**asdict(self), **{name: list(getattr(self, name)) for name in _TUPLES}}
+        layers, rank = values.pop("lora_layers"), values.pop("lora_rank")
+        # sizes without LoRAs stay as they were before there were any
+        return {**values, **({"lora_rank": rank, "lora_layers": [list(layer) for layer in layers]} if rank else {})}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Sizes:
         """Raises TypeError on missing or unknown names, ValueError on what cannot be."""
-        return cls(**{**values, **{name: tuple(values.get(name, ())) for name in _TUPLES}})
+        layers = tuple(LoraLayer(*layer) for layer in values.get("lora_layers", ()))
+        return cls(**{**values, **{name: tuple(values.get(name, ())) for name in _TUPLES}, "lora_layers": layers})
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -222,11 +260,26 @@ _SKELETON = (_float("skeleton", "guided_batch", 3, "height", "width"), _float("p
 """What an IdentityNet is told: skeletons in [0, 1], black without a pose, and the weight of what it adds."""
 
 
+def _lora_inputs(sizes: Sizes, graph: str) -> tuple[TensorSpec, ...]:
+    """One rank for all layers: a smaller one is filled up with zeros."""
+    layers = sizes.layers_of(graph)
+    if not layers:
+        return ()
+    return (
+        _float(LORA_DOWN, sum(layer.inputs for layer in layers), "lora_rank"),
+        _float(LORA_UP, sum(layer.outputs for layer in layers), "lora_rank"),
+    )
+
+
 def _text_encoder(sizes: Sizes) -> GraphSpec:
     second = (_int("input_ids_2", "batch", sizes.text_length),)
     return GraphSpec(
         name="text_encoder",
-        inputs=(_int("input_ids", "batch", sizes.text_length), *(second if sizes.token_inputs == 2 else ())),
+        inputs=(
+            _int("input_ids", "batch", sizes.text_length),
+            *(second if sizes.token_inputs == 2 else ()),
+            *_lora_inputs(sizes, "text_encoder"),
+        ),
         outputs=(
             _float("encoder_hidden_states", "batch", sizes.text_length, sizes.context_width),
             *_pooled_text(sizes, "batch"),
@@ -348,6 +401,7 @@ def _step_inputs(sizes: Sizes) -> tuple[TensorSpec, ...]:
         *(orthogonality if sizes.vision_states else ()),
         *_pooled_text(sizes, "guided_batch"),
         *(time_ids if sizes.time_ids else ()),
+        *_lora_inputs(sizes, "denoiser"),
     )
 
 

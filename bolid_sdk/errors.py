@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+LISTED = 6
+"""More names than this in a message help nobody; the count is always said."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, sorted, and an ellipsis if there are more."""
+    first = sorted(names)
+    return ", ".join(first[:LISTED]) + (", …" if len(first) > LISTED else "")
 
 
 @dataclass(frozen=True, kw_only=True)

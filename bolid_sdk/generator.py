@@ -17,6 +17,7 @@ from bolid_sdk.errors import InputError, Notice
 from bolid_sdk.graphs import Graphs
 from bolid_sdk.identity import Identity, References, identify
 from bolid_sdk.images import FloatArray, from_signed, open_image
+from bolid_sdk.loras import Lora, Loras, LoraSource, LoraStack
 from bolid_sdk.pose import Pose, detect_pose
 from bolid_sdk.prompt import check_prompt
 from bolid_sdk.request import (
@@ -27,6 +28,7 @@ from bolid_sdk.request import (
     read_face_pose,
     read_pose,
     require_capability,
+    require_loras,
     resolve_options,
 )
 from bolid_sdk.result import Result, Step, Timings
@@ -53,6 +55,7 @@ class _Job:
     image_prompt: Image.Image | None
     options: ResolvedOptions
     table: SamplerTable
+    loras: LoraStack
     timings: Timings
 
 
@@ -90,6 +93,7 @@ class Generator:
         self._backend = open_backend(backend, device, threads, built=self.bundle.manifest.engine_backends)
         self._graphs = Graphs(self.bundle, self._backend)
         self._conditioner = Conditioner(self.bundle, self._graphs)
+        self._loras = Loras(self.bundle.manifest.sizes)
         self._max_batch = max_batch
 
     @property
@@ -114,6 +118,15 @@ class Generator:
         """
         self._graphs.preload(["pose_estimator", "image_encoder", "identity_encoder"])
         return identify(self._graphs, self.bundle, references)
+
+    def load_lora(self, file: LoraSource) -> Lora:
+        """Reads a LoRA file once, for any number of requests: `generator(person, prompt, loras=[(lora, 0.7)])`.
+
+        A .safetensors file of diffusers, kohya or PEFT (its adapter_config.json beside it). The weight is a request's;
+        so nothing stays behind. Raises InputError.
+        """
+        require_loras(self.bundle.manifest)
+        return self._loras.load(file)
 
     def __call__(self, person: Person, prompt: str, **options: Unpack[Options]) -> Result:
         """One picture of `person` (reference pictures or an Identity). Options: see `Options`. Raises BolidError."""
@@ -146,6 +159,7 @@ class Generator:
         image_prompt = None if resolved.image_prompt is None else open_image(resolved.image_prompt)
         read = read_face_pose if manifest.sizes.face_map else read_pose
         pose = REFERENCE if resolved.pose is REFERENCE else read(resolved.pose)
+        loras = self._loras.stack(resolved.loras)
         require_capability(manifest, "pose_estimation", isinstance(pose, Image.Image))
         self._preload(requests, resolved, isinstance(pose, Image.Image))
         with timings.stage("identity"):
@@ -160,6 +174,7 @@ class Generator:
             image_prompt=image_prompt,
             options=resolved,
             table=table,
+            loras=loras,
             timings=timings,
         )
 
@@ -211,7 +226,7 @@ class Generator:
         branches, conditioner = options.sampling.branches, self._conditioner
         with job.timings.stage("text"):
             tokenized = conditioner.tokenize(prompts)
-            text = conditioner.text(prompts, branches)
+            text = conditioner.text(prompts, branches, job.loras)
         with job.timings.stage("pose"):
             features = conditioner.pose(job.poses[part], options.pose_scale, options.width, options.height, branches)
         with job.timings.stage("identity"):
@@ -235,6 +250,7 @@ class Generator:
                 **({"orthogonality": options.orthogonality} if self.bundle.manifest.sizes.vision_states else {}),
                 **image,
                 **features,
+                **job.loras.of("denoiser"),
             },
         )
 
@@ -287,6 +303,7 @@ class Generator:
                 digest=self.bundle.digest,
                 backend=self.backend,
                 warnings=notices,
+                loras=plan.job.loras.to_list(),
             )
             for image, prompt, seed, notices in zip(images, plan.prompts, plan.seeds, plan.notices, strict=True)
         ]

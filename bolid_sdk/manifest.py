@@ -102,7 +102,7 @@ class Manifest:
         """What the bundle can do beyond a person and a prompt.
 
         pose_estimation, pose, image_prompt, caching, encode, size_conditioning (it is told how large a picture was),
-        orthogonal (PuLID's attention modes).
+        orthogonal (PuLID's attention modes), loras (a request may bring some).
         """
         return capabilities(self.graphs, self.sizes)
 
@@ -222,6 +222,7 @@ def capabilities(graphs: Collection[str], sizes: Sizes) -> tuple[str, ...]:
         "encode": "vae_encoder" in graphs,
         "size_conditioning": bool(sizes.time_ids),
         "orthogonal": bool(sizes.vision_states),
+        "loras": bool(sizes.lora_rank),
     }
     return tuple(name for name, there in present.items() if there)
 

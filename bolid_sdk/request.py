@@ -17,6 +17,7 @@ from bolid_sdk.contracts import Sizes
 from bolid_sdk.errors import InputError
 from bolid_sdk.face_map import FACE_KEYPOINT_NAMES
 from bolid_sdk.images import FloatArray, ImageSource, open_image
+from bolid_sdk.loras import LoraRequest, LoraSource, check_loras
 from bolid_sdk.manifest import Manifest
 from bolid_sdk.orthogonal import NUM_ZERO, ORTHO, Ortho, checked_num_zero, orthogonality
 from bolid_sdk.pose import Pose, pose_from_array
@@ -52,6 +53,8 @@ class Options(TypedDict, total=False):
     width, height: multiples of `sizes.size_step` in the bundle's range; the native size by default.
     original_size, crop_top_left: (height, width) and (top, left) in pixels, for bundles that are told of sizes (SDXL):
         of which size the picture should look, by default its own, and as if cropped where, by default at (0, 0).
+    loras: LoRA files, or what `Generator.load_lora` has read of them, each alone (weight 1) or as (file, weight); for
+        bundles that were exported with --hot-lora.
     """
 
     image_prompt: ImageSource | None
@@ -67,6 +70,7 @@ class Options(TypedDict, total=False):
     height: int | None
     original_size: tuple[int, int] | None
     crop_top_left: tuple[int, int] | None
+    loras: Sequence[LoraRequest] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,7 @@ class ResolvedOptions:
     width: int
     height: int
     size_conditioning: SizeConditioning
+    loras: tuple[tuple[LoraSource, float], ...]
 
 
 def resolve_options(options: Options, manifest: Manifest, count: int) -> ResolvedOptions:
@@ -119,6 +124,7 @@ def resolve_options(options: Options, manifest: Manifest, count: int) -> Resolve
         width=width,
         height=height,
         size_conditioning=_size_conditioning(options, manifest, (height, width)),
+        loras=_loras(options, manifest),
     )
 
 
@@ -153,6 +159,23 @@ def require_capability(manifest: Manifest, capability: str, wanted: bool) -> Non
             f"the bundle {manifest.name!r} has no {capability.replace('_', ' ')}; beyond a person and a prompt it has: "
             f"{', '.join(manifest.capabilities) or 'nothing'}"
         )
+
+
+def require_loras(manifest: Manifest) -> None:
+    """Raises InputError when the bundle's graphs take none."""
+    if "loras" not in manifest.capabilities:
+        raise InputError(
+            f"the bundle {manifest.name!r} takes no LoRAs at run time; export it with bolid-export --hot-lora RANK, or "
+            "with the LoRA fused: --lora FILE:WEIGHT"
+        )
+
+
+def _loras(options: Options, manifest: Manifest) -> tuple[tuple[LoraSource, float], ...]:
+    given = options.get("loras")
+    loras = () if given is None else check_loras(given)
+    if loras:
+        require_loras(manifest)
+    return loras
 
 
 def _seeds(seed: Any, count: int) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -35,6 +35,8 @@ class Result:
     digest: str
     backend: str
     warnings: tuple[Notice, ...] = ()
+    loras: Sequence[Mapping[str, Any]] = ()
+    """File name, sha256 and weight of each that the request brought."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the picture, as JSON types."""
@@ -47,6 +49,7 @@ class Result:
             "bundle": self.bundle,
             "digest": self.digest,
             "backend": self.backend,
+            "loras": [dict(lora) for lora in self.loras],
             "timings": {stage: round(seconds, 4) for stage, seconds in self.timings.items()},
             "warnings": [asdict(notice) for notice in self.warnings],
         }

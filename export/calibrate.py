@@ -154,13 +154,14 @@ def _with_references(
     Without an image encoder a person is whoever the scene's seed stands for.
     """
     side, extractor = scene.crops.shape[-1], checkpoint.feature_extractor
+    scales = {"identity_scale": 1.0, "image_scale": 0.5, "lora_scale": 1.0}
     if not side:
-        return replace(scene, identity_scale=1.0, image_scale=0.5)
+        return replace(scene, **scales)
     aspect = image.width / image.height
     crops = crop_resize(image, part_boxes(pose, aspect) if sizes.parts > 1 else centre_box(aspect), side)
     whole = np.asarray(image_prompt.resize((side, side), Image.Resampling.BICUBIC))
     pixels = normalise(np.stack([whole, *crops]), extractor.image_mean, extractor.image_std)
-    return replace(scene, crops=pixels[1:], image_prompt=pixels[0], identity_scale=1.0, image_scale=0.5)
+    return replace(scene, crops=pixels[1:], image_prompt=pixels[0], **scales)
 
 
 def _resized(pixels: NDArray[np.float32], sizes: Sizes) -> NDArray[np.float32]:

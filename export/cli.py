@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 BACKENDS = ("onnx", "tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
+MAX_LORA_RANK = 1024
 
 EXAMPLES = """\b
 Examples:
@@ -33,6 +34,7 @@ Examples:
   bolid-export --model my-sdxl --adapter InstantID/ip-adapter.bin       with InstantID/ControlNetModel beside it
   bolid-export --model my-sdxl --adapter pulid_v1.1.safetensors
   bolid-export --model my-model --lora style.safetensors:0.7 --vae taesd
+  bolid-export --model my-model --hot-lora 128           requests bring LoRAs: bolid-infer ... --lora FILE:WEIGHT
   bolid-export --backend tensorrt-rtx --compute-capability 8.9,12.0     engines for RTX 40 and 50, built without a GPU
 """
 
@@ -54,6 +56,12 @@ Examples:
 )
 @click.option(
     "--lora", "loras", multiple=True, metavar="FILE[:WEIGHT]", help="Added to the weights now, not at run time."
+)
+@click.option(
+    "--hot-lora",
+    type=int,
+    metavar="RANK",
+    help="Let requests bring LoRAs, of this rank at most in sum (128 is plenty): no weight needs another export.",
 )
 @click.option(
     "--vae", type=click.Path(path_type=Path), help="In place of the model's: a folder or a file, also TAESD's."
@@ -112,6 +120,7 @@ def _run(
     model: Path | None,
     adapters: tuple[Path, ...],
     loras: tuple[str, ...],
+    hot_lora: int | None,
     vae: Path | None,
     image_encoder: Path | None,
     prediction_type: str | None,
@@ -138,9 +147,8 @@ def _run(
     folder = output or default_output(model, precision, backend)
     if folder.exists() and not force:
         raise OutputError(f"{folder} exists already; choose another folder with -o, or replace it with --force")
-    source = _open(
-        model, adapters, loras, vae=vae, image_encoder=image_encoder, prediction_type=prediction_type, config=config
-    )
+    choices = {"vae": vae, "image_encoder": image_encoder, "prediction_type": prediction_type, "config": config}
+    source = _open(model, adapters, loras, hot_lora_rank=_hot_lora_rank(hot_lora), **choices)
     engines = request.resolve(_sizes(source)) if request else None
     if dry_run:
         from bolid_export.plan import plan, plan_text
@@ -200,6 +208,12 @@ def _open(model: Path | None, adapters: tuple[Path, ...], loras: tuple[str, ...]
             "this installation has no avatar weights; name a model with --model, or train one: bolid-train"
         )
     return open_source(folder, adapters, Choices(loras=tuple(Lora.parse(lora) for lora in loras), **choices))
+
+
+def _hot_lora_rank(rank: int | None) -> int:
+    if rank is not None and not 1 <= rank <= MAX_LORA_RANK:
+        raise InputError(f"--hot-lora {rank} is unusable; expected a rank from 1 to {MAX_LORA_RANK}, such as 128")
+    return rank or 0
 
 
 def _sizes(source: Source) -> Sizes:

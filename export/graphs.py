@@ -6,12 +6,17 @@ network to float16 leaves what is written in this file, the sampler's update abo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
+from bolid_export.hot_loras import HotLayer, locate, loras_applied
 from bolid_export.shallow import ShallowUNet, deep_features
 from bolid_export.sources import Model
-from bolid_sdk.contracts import DEEP_FEATURE, GraphSpec, Sizes, graph_specs
+from bolid_export.sources.hot_layers import hot_modules
+from bolid_sdk.contracts import DEEP_FEATURE, LORA_DOWN, LORA_UP, GraphSpec, Sizes, graph_specs
 from bolid_training.model.identity_net import IdentityGuidedUNet
 from bolid_training.model.pose_estimator import decode_heatmaps
 
@@ -26,6 +31,7 @@ class Graph(nn.Module):
         super().__init__()
         self.spec = spec
         self.network = network
+        self.hot_layers: Sequence[HotLayer] = ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -33,8 +39,17 @@ class Graph(nn.Module):
         return next(self.network.parameters()).dtype
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.run(**dict(zip(self.spec.input_names, inputs, strict=True)))
+        given = dict(zip(self.spec.input_names, inputs, strict=True))
+        with self._loras(given):
+            outputs = self.run(**given)
         return tuple(output.float() for output in outputs)
+
+    def _loras(self, given: dict[str, Tensor]) -> AbstractContextManager[None]:
+        """Takes them out of `given`, if there are any."""
+        if not self.hot_layers:
+            return nullcontext()
+        down, up = given.pop(LORA_DOWN).to(self.dtype), given.pop(LORA_UP).to(self.dtype)
+        return loras_applied(self.network, self.hot_layers, down, up)
 
     def run(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError(f"{type(self).__name__} is a binding without a body")
@@ -243,7 +258,9 @@ def bind_graphs(checkpoint: Model, sizes: Sizes) -> dict[str, Graph]:
         "vae_encoder": (VaeEncoder, checkpoint.vae),
     }
     graphs = {}
+    modules = hot_modules(checkpoint) if sizes.lora_rank else {}
     for name, spec in graph_specs(sizes).items():
         binding, network = networks[name]
         graphs[name] = binding(spec, network).eval().requires_grad_(False)
+        graphs[name].hot_layers = locate(network, modules, sizes.layers_of(name))
     return graphs

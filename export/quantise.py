@@ -70,7 +70,9 @@ def quantise(
     peaks = channel_peaks(layers, runs)
     kept = dict(_policy(graph.spec.name, list(peaks)))
     work = multiply_adds(copied, {name: layers[name] for name in peaks}, held_out[0])
-    peaks = smooth(copied.network, {name: peak for name, peak in peaks.items() if name not in kept})
+    peaks = {name: peak for name, peak in peaks.items() if name not in kept}
+    if not graph.hot_layers:  # these read the same activations, and their matrices come too late for the factors
+        peaks = smooth(copied.network, peaks)
     scales = input_scales({name: layers[name] for name in peaks}, peaks, runs)
     candidates = {name: quantised(layers[name], scale) for name, scale in scales.items()}
     sensitive, error = sensitive_layers(copied, candidates, work, held_out, budget)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,8 @@ from diffusers import SchedulerMixin, UNet2DConditionModel
 from numpy.typing import NDArray
 
 from bolid_export.graphs import ADDED_CONDITIONS
+from bolid_export.hot_loras import HotLayer, loras_applied
+from bolid_sdk.contracts import LORA_DOWN, LORA_UP
 from bolid_training.model.sampling import sample_latents
 
 
@@ -22,19 +25,25 @@ def diffusers_latents(
     *,
     steps: int,
     guidance: float,
+    hot_layers: Sequence[HotLayer] = (),
 ) -> NDArray[np.float32]:
-    """Latents [B, c, h, w] by classifier-free guidance; `conditioning` as the denoiser's inputs for two branches."""
+    """Latents [B, c, h, w] by classifier-free guidance; `conditioning` as the denoiser's inputs for two branches.
+
+    `hot_layers`: those of `unet` that take the conditioning's LoRA, if there is one.
+    """
     attention = {name: torch.from_numpy(array) for name, array in conditioning.items()}
     text = attention.pop("encoder_hidden_states")
     features = [attention.pop(name) for name in list(attention) if name.startswith("pose_features_")]
     added = {name: attention.pop(name) for name in ADDED_CONDITIONS if name in attention}
-    return sample_latents(
-        partial(unet, added_cond_kwargs=added) if added else unet,
-        scheduler,
-        torch.from_numpy(noise),
-        steps=steps,
-        guidance=guidance,
-        encoder_hidden_states=text,
-        attention=attention,
-        pose_features=features or None,
-    ).numpy()
+    loras = [attention.pop(name) for name in (LORA_DOWN, LORA_UP) if name in attention]
+    with loras_applied(unet, hot_layers, *loras) if loras else nullcontext():
+        return sample_latents(
+            partial(unet, added_cond_kwargs=added) if added else unet,
+            scheduler,
+            torch.from_numpy(noise),
+            steps=steps,
+            guidance=guidance,
+            encoder_hidden_states=text,
+            attention=attention,
+            pose_features=features or None,
+        ).numpy()

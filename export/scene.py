@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from bolid_sdk.backends import Engine
 from bolid_sdk.caching import Caching, plan_steps
 from bolid_sdk.conditioning import SizeConditioning
-from bolid_sdk.contracts import Sizes
+from bolid_sdk.contracts import LORA_DOWN, LORA_UP, Sizes
 from bolid_sdk.sampling import NoiseSource, denoise
 from bolid_sdk.schedule import SamplerTable
 
 FloatArray = NDArray[np.float32]
+
+LORA_RANK = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,8 @@ class Scene:
 
     `token_ids` int64 [2, 77] (empty prompt, prompt), by the text encoder's input; `zero_unconditional`: zeros instead
     of the empty prompt's states; `crops` [V, 3, S, S] and `parts` int64 [V]; `image_prompt` [3, S, S]; `skeleton`
-    [3, H, W] in [0, 1]; the two scales are broadcast over the layers.
+    [3, H, W] in [0, 1]; the two scales are broadcast over the layers; `lora_scale` of a random LoRA, where graphs take
+    some.
     """
 
     token_ids: Mapping[str, NDArray[np.int64]]
@@ -38,6 +41,7 @@ class Scene:
     identity_scale: float
     image_scale: float
     seed: int
+    lora_scale: float = 0.0
 
 
 def condition(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> dict[str, FloatArray]:
@@ -45,7 +49,7 @@ def condition(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> dict
     patches = _patch_tokens(engines, scene, sizes)
     layers = sizes.cross_attention_layers
     return {
-        **_text(engines, scene),
+        **_text(engines, scene, sizes),
         "identity_tokens": _identity_tokens(engines, scene, sizes, patches),
         "identity_scale": np.full(layers, scene.identity_scale, np.float32),
         **({"orthogonality": np.ones(2, np.float32)} if sizes.vision_states else {}),
@@ -53,6 +57,7 @@ def condition(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> dict
         **_pose_features(engines, scene),
         **_skeletons(scene, sizes),
         **_size(scene, sizes),
+        **_loras(scene, sizes, "denoiser"),
     }
 
 
@@ -116,8 +121,19 @@ def _pose_features(engines: Mapping[str, Engine], scene: Scene) -> dict[str, Flo
     return {name: np.concatenate([np.zeros_like(values), values]) for name, values in features.items()}
 
 
-def _text(engines: Mapping[str, Engine], scene: Scene) -> dict[str, FloatArray]:
-    outputs = engines["text_encoder"].run(scene.token_ids)
+def _loras(scene: Scene, sizes: Sizes, graph: str) -> dict[str, FloatArray]:
+    """A random LoRA of small rank: with layers' inputs near 1 it changes outputs by about a tenth of `lora_scale`."""
+    layers, random = sizes.layers_of(graph), np.random.default_rng(scene.seed)
+    if not layers:
+        return {}
+    rank = min(LORA_RANK, sizes.lora_rank)
+    down = [random.standard_normal((layer.inputs, rank)) / layer.inputs**0.5 for layer in layers]
+    up = [random.standard_normal((layer.outputs, rank)) * (0.1 * scene.lora_scale / rank**0.5) for layer in layers]
+    return {LORA_DOWN: np.concatenate(down, dtype=np.float32), LORA_UP: np.concatenate(up, dtype=np.float32)}
+
+
+def _text(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> dict[str, FloatArray]:
+    outputs = engines["text_encoder"].run({**scene.token_ids, **_loras(scene, sizes, "text_encoder")})
     if not scene.zero_unconditional:
         return dict(outputs)
     return {name: np.concatenate([np.zeros_like(values[:1]), values[1:]]) for name, values in outputs.items()}

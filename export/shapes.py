@@ -10,6 +10,9 @@ from bolid_sdk.errors import InputError
 from bolid_sdk.identity import MAX_REFERENCES
 from bolid_sdk.orthogonal import MAX_NUM_ZERO, NUM_ZERO
 
+LORA_RANK = 16
+"""Of a usual LoRA; without one it is 1."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
@@ -80,6 +83,7 @@ def _axes(graph: str, shapes: Shapes, sizes: Sizes) -> dict[str, Range]:
         "views": _references(sizes.parts),
         # the common multiple of people with different numbers of references (`bolid_sdk.conditioning`) may lie beyond
         "identity_tokens": _identity_tokens(sizes),
+        "lora_rank": Range(min=1, opt=min(LORA_RANK, sizes.lora_rank), max=sizes.lora_rank),
         "height": shapes.height,
         "width": shapes.width,
         "latent_height": shapes.height.divided(sizes.vae_factor),

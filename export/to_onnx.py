@@ -24,7 +24,7 @@ from bolid_sdk.contracts import GraphSpec, TensorSpec
 OPSET = 21
 
 # Small, and all different: an axis that is 0 or 1, or equal to another, is what torch.export would specialise.
-_EXAMPLE_AXES = {"batch": 2, "guided_batch": 6, "views": 5, "identity_tokens": 7}
+_EXAMPLE_AXES = {"batch": 2, "guided_batch": 6, "views": 5, "identity_tokens": 7, "lora_rank": 11}
 
 # torch.export finds this bound only after tracing, and traces again; the ONNX graph has none.
 _MAX_GUIDED_BATCH = 63
@@ -45,7 +45,9 @@ def trace(graph: Graph, *, size_step: int, vae_factor: int) -> torch.onnx.ONNXPr
     """As the exporter leaves it: weights are the network's own tensors, not copies."""
     units = {"height": size_step, "latent_height": size_step // vae_factor}
     inputs = example_inputs(graph.spec, {axis: 3 * unit for axis, unit in units.items()})
-    dims = {name: torch.export.Dim(name) for name in ("batch", "views", "identity_tokens", "rows", "columns")}
+    dims = {
+        name: torch.export.Dim(name) for name in ("batch", "views", "identity_tokens", "lora_rank", "rows", "columns")
+    }
     dims["guided_batch"] = torch.export.Dim("guided_batch", max=_MAX_GUIDED_BATCH)
     shapes = tuple(_dynamic_axes(tensor, units, dims) for tensor in graph.spec.inputs)
     with _quiet():

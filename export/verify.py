@@ -149,6 +149,7 @@ def reference_picture(
         next(noise_source(scene, sizes).draws()),
         steps=steps,
         guidance=guidance,
+        hot_layers=graphs["denoiser"].hot_layers,
     )
     return decode(engines, latents)
 

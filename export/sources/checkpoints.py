@@ -30,6 +30,7 @@ from bolid_export.sources.diffusers_folder import (
     load_image_encoder,
 )
 from bolid_export.sources.files import PICKLES, sha256, weight_files
+from bolid_export.sources.hot_layers import hot_layers
 from bolid_export.sources.loras import Lora, fuse_loras
 from bolid_export.sources.model import Base, Model
 from bolid_export.sources.single_file import load_single_file
@@ -48,7 +49,8 @@ UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeE
 class Choices:
     """What differs from the model's own: files, and what its weights cannot tell.
 
-    `config`: a diffusers folder whose configuration and tokenizer a single file takes, by default SD1.5's.
+    `config`: a diffusers folder whose configuration and tokenizer a single file takes, by default SD1.5's;
+    `hot_lora_rank`: the largest rank of LoRAs that requests bring, 0 for none.
     """
 
     vae: Path | None = None
@@ -56,6 +58,7 @@ class Choices:
     loras: tuple[Lora, ...] = ()
     prediction_type: str | None = None
     config: Path | None = None
+    hot_lora_rank: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +132,7 @@ def _complete(model: Path, base: Base, roles: Mapping[Role, AdapterFile], choice
         feature_extractor=_reading(model, load_feature_extractor, choices.image_encoder or model / "feature_extractor"),
         pose_estimator=_reading(model, _pose_estimator, poses) if poses.is_dir() else None,
         adapter=attach_adapters(base.unet, image_encoder, roles),
+        lora_rank=choices.hot_lora_rank,
     )
 
 
@@ -187,6 +191,9 @@ def _decisions(model: Path, checkpoint: Model, roles: Mapping[Role, AdapterFile]
         decisions["few-step LoRA"] = f"fused; {checkpoint.config.steps} steps"
     for lora in choices.loras:
         decisions[f"LoRA {lora.path.name}"] = f"fused with weight {lora.weight:g}"
+    if checkpoint.lora_rank:
+        layers = len(hot_layers(checkpoint))
+        decisions["LoRAs of requests"] = f"up to rank {checkpoint.lora_rank} together, in {layers} layers"
     return decisions
 
 

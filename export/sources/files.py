@@ -12,14 +12,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from bolid_sdk.errors import InputError
+from bolid_sdk.errors import InputError, listed
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
-
-# More names than this help nobody; the count is always said.
-LISTED = 6
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -55,12 +52,6 @@ def require_keys(path: Path, what: str, found: Iterable[str], expected: Iterable
     ]
     if differences:
         raise InputError(f"{path} has not the keys of {what} for this model: {'; '.join(differences)}")
-
-
-def listed(keys: Iterable[str]) -> str:
-    """The first few keys, sorted, and an ellipsis if there are more."""
-    names = sorted(keys)
-    return ", ".join(names[:LISTED]) + (", …" if len(names) > LISTED else "")
 
 
 def sha256(path: Path) -> str:

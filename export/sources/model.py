@@ -86,3 +86,5 @@ class Model(Base):
     feature_extractor: CLIPImageProcessor
     pose_estimator: PoseEstimator | None
     adapter: Adapters
+    lora_rank: int = 0
+    """Of the LoRAs that a request may bring, all together; 0: none."""

@@ -7,6 +7,7 @@ from diffusers import T2IAdapter
 from transformers import CLIPTokenizer
 
 from bolid_export.shallow import deep_channels
+from bolid_export.sources.hot_layers import hot_layers
 from bolid_export.sources.model import Model
 from bolid_sdk.contracts import TIME_IDS, Sizes
 from bolid_sdk.errors import InputError
@@ -49,6 +50,8 @@ def model_sizes(checkpoint: Model) -> Sizes:
         vision_width=adapter.vision_width,
         vision_states=adapter.vision_states,
         parts=adapter.parts,
+        lora_rank=checkpoint.lora_rank,
+        lora_layers=tuple(hot_layers(checkpoint)) if checkpoint.lora_rank else (),
     )
 
 

@@ -15,13 +15,15 @@ from diffusers import (
     StableDiffusionXLPipeline,
     T2IAdapter,
 )
+from safetensors.torch import save_file
 
 from bolid_export.graphs import bind_graphs
 from bolid_export.metrics import psnr
 from bolid_export.package import build_manifest, bundle_files, default_sampling, noise_schedule, save_tokenizers
 from bolid_export.pipeline import Target, export_bundle
-from bolid_export.sources import model_sizes, open_source
+from bolid_export.sources import Choices, Lora, model_sizes, open_source
 from bolid_export.sources.sizes import time_ids, token_inputs
+from bolid_export.to_onnx import example_inputs
 from bolid_export.torch_engine import TorchEngine
 from bolid_sdk.bundle import write_bundle
 from bolid_sdk.conditioning import Conditioner
@@ -29,6 +31,8 @@ from bolid_sdk.contracts import graph_specs
 from bolid_sdk.errors import InputError
 from bolid_sdk.generator import Generator
 from bolid_sdk.identity import Identity
+from bolid_sdk.lora_names import original_names
+from bolid_sdk.loras import Loras
 from bolid_sdk.pose import draw_skeleton, pose_from_array
 from bolid_sdk.sampling import NoiseSource, Sampling
 from bolid_training.model.checkpoint import build_checkpoint, build_second_tower, byte_tokenizer
@@ -320,6 +324,44 @@ def test_person_and_prompt_reach_the_picture(generator, person):
     whole = drawn(generator, person, GUIDED)
     others = [drawn(generator, person, GUIDED, scale=0.0), drawn(generator, person, GUIDED, prompt="a cat")]
     assert all(signed_psnr(other, whole) < LEAST - 5 for other in others)
+
+
+def test_loras_of_requests_reach_both_towers_and_the_unet(folder, tmp_path):
+    """By kohya's names for SDXL; against the same file fused."""
+    random = torch.Generator().manual_seed(0)
+    hot = open_source(folder, (), Choices(hot_lora_rank=4)).checkpoint
+    sizes = model_sizes(hot)
+    state = {}
+    for layer in sizes.layers_of("text_encoder") + sizes.layers_of("denoiser"):
+        network, _, path = layer.name.partition(".")
+        prefix = {
+            "unet": "lora_unet_",
+            "text_encoder": "lora_te1_text_model_",
+            "text_encoder_2": "lora_te2_text_model_",
+        }
+        name = original_names([one.name.removeprefix("unet.") for one in sizes.lora_layers]).get(path, path)
+        flat = prefix[network] + name.replace(".", "_")
+        state[f"{flat}.lora_down.weight"] = torch.randn(3, layer.inputs, generator=random) / layer.inputs**0.5
+        state[f"{flat}.lora_up.weight"] = torch.randn(layer.outputs, 3, generator=random) / 4
+        state[f"{flat}.alpha"] = torch.tensor(2.0)
+    assert {name.partition("_blocks_")[0] for name in state if "unet" in name} >= {
+        "lora_unet_input",
+        "lora_unet_output",
+    }
+    file = tmp_path / "style.safetensors"
+    save_file(state, file)
+    fused = open_source(folder, (), Choices(loras=(Lora(path=file, weight=0.8),))).checkpoint
+    stack, zeros = (Loras(sizes).stack(loras) for loras in ([(file, 0.8)], []))
+    expected = bind_graphs(fused, model_sizes(fused))
+    for name in ("text_encoder", "denoiser"):
+        graph = bind_graphs(hot, sizes)[name]
+        steps = {"height": 96, "latent_height": 12}
+        inputs = dict(zip(graph.spec.input_names, (t.numpy() for t in example_inputs(graph.spec, steps)), strict=True))
+        for output, wanted in TorchEngine(expected[name]).run(inputs).items():
+            found = TorchEngine(graph).run({**inputs, **stack.of(name)})[output]
+            plain = TorchEngine(graph).run({**inputs, **zeros.of(name)})[output]
+            np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
+            assert np.abs(plain - wanted).max() > 1e-2 * np.abs(wanted).max()
 
 
 @pytest.mark.slow

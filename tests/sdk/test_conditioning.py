@@ -8,6 +8,7 @@ import pytest
 
 from bolid_sdk.conditioning import KEPT_PROMPTS
 from bolid_sdk.generator import Generator
+from bolid_sdk.kept import Kept
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def test_only_the_latest_prompts_are_kept(counted):
     for prompt in [*prompts, prompts[-1], prompts[0]]:
         conditioner.text([prompt], 1)
     assert runs["text_encoder"] == KEPT_PROMPTS + 2
-    assert conditioner._encoded.cache_info().currsize == KEPT_PROMPTS
+    assert len(conditioner._texts) == KEPT_PROMPTS
 
 
 def test_threads_share_what_is_kept(counted):
@@ -65,7 +66,7 @@ def test_threads_share_what_is_kept(counted):
 
     prompts = ["walking", "sitting", "on a sofa"] * 8
     alone = [encode(prompt) for prompt in prompts[:3]]
-    conditioner._encoded.cache_clear()
+    conditioner._texts = Kept(KEPT_PROMPTS)
     with ThreadPoolExecutor(8) as pool:
         for index, states in enumerate(pool.map(encode, prompts)):
             np.testing.assert_array_equal(states, alone[index % 3])
