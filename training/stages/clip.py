@@ -59,7 +59,7 @@ class ClipTask:
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         indices = rng.integers(len(self.people), size=size)
-        captions = [self.people.captions[i][rng.integers(len(self.people.captions[i]))] for i in indices]
+        captions = self.captions(indices, rng)
         seen = torch.cat([pixels(self.people.images[indices]), body_masks(self.people.parts[indices])], 1)
         crops = [random_crop(seen, rng, MIN_CROP), random_crop(seen, rng, CLOSE_UP)]
         whole, close_up = (self.normalise(crop[:, :3]) for crop in crops)
@@ -69,6 +69,10 @@ class ClipTask:
             "input_ids": without_padding(self.tokenizer, captions),
             "patches": torch.cat([self._patches(crop) for crop in crops]),
         }
+
+    def captions(self, indices: np.ndarray, rng: np.random.Generator) -> list[str]:
+        """One of each picture's captions."""
+        return [self.people.captions[i][rng.integers(len(self.people.captions[i]))] for i in indices]
 
     def _patches(self, seen: Tensor) -> Tensor:
         """[B, 3 + 6, H, W] -> mean colour in [0, 1] and each part's share of each patch, [B, 3 + 6, h, w]."""
@@ -81,10 +85,8 @@ class ClipTask:
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         logits, said = module(batch)
-        target = torch.arange(len(logits))
-        contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+        contrast, top1 = contrastive_loss(logits)
         patch = F.mse_loss(said.float(), batch["patches"])
-        top1 = (logits.argmax(1) == target).float().mean()
         return {"loss": contrast + PATCH_WEIGHT * patch, "contrast": contrast, "patch": patch, "top1": top1}
 
     def validate(self, sheet: Path) -> dict[str, float]:
@@ -104,6 +106,13 @@ class ClipTask:
     def load(self, folder: Path) -> None:
         self.tokenizer = CLIPTokenizer.from_pretrained(folder)
         self.clip.load_state_dict(CLIPModel.from_pretrained(folder).state_dict())
+
+
+def contrastive_loss(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """CLIP's loss of the logits [B, B] of pictures and their captions, and the share of pictures that find theirs."""
+    target = torch.arange(len(logits))
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return loss, (logits.argmax(1) == target).float().mean()
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:

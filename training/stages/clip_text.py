@@ -18,7 +18,7 @@ from bolid_training.model.checkpoint import build_feature_extractor
 from bolid_training.model.config import AvatarConfig
 from bolid_training.precision import autocast, use_fastest_attention
 from bolid_training.stages.adapter import RECOLOURED
-from bolid_training.stages.clip import ClipTask, without_padding
+from bolid_training.stages.clip import ClipTask, contrastive_loss, without_padding
 
 
 class TextTower(nn.Module):
@@ -26,11 +26,8 @@ class TextTower(nn.Module):
 
     def __init__(self, clip: CLIPModel):
         super().__init__()
-        self.text_model, self.text_projection, self.logit_scale = (
-            clip.text_model,
-            clip.text_projection,
-            clip.logit_scale,
-        )
+        self.text_model, self.text_projection = clip.text_model, clip.text_projection
+        self.logit_scale = clip.logit_scale
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         texts = self.text_projection(self.text_model(input_ids=batch["input_ids"]).pooler_output)
@@ -62,17 +59,14 @@ class ClipTextTask(ClipTask):
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         indices = rng.integers(len(self.people), size=size)
-        captions = [self.people.captions[i][rng.integers(len(self.people.captions[i]))] for i in indices]
         return {
             "image_embeds": torch.from_numpy(self.image_embeds[indices]),
-            "input_ids": without_padding(self.tokenizer, captions),
+            "input_ids": without_padding(self.tokenizer, self.captions(indices, rng)),
         }
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        logits = module(batch)
-        target = torch.arange(len(logits))
-        contrast = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
-        return {"loss": contrast, "top1": (logits.argmax(1) == target).float().mean()}
+        loss, top1 = contrastive_loss(module(batch))
+        return {"loss": loss, "top1": top1}
 
 
 def clip_folder(runs: Path) -> Path:
