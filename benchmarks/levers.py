@@ -4,7 +4,7 @@ A lever is how a picture is sampled (steps, caching, guidance interval, sampler)
 bundle. Every lever makes the same pictures of the same people from the same seeds, and is compared with the first of
 its group, which leaves nothing out. Times are of single pictures of a known person, one lever after another in turn.
 
-    python benchmarks/levers.py --data runs/unseen --people 200
+    python benchmarks/levers.py --data runs/unseen --people 200 --pictures-per-person 6
     python benchmarks/levers.py --bundle engines/mine --lever caching=fast --lever backend=openvino
 
 The embedded model has no guidance, so there is a second group: the model that it was distilled from, whose checkpoint
@@ -79,6 +79,7 @@ class Asked:
 @click.option("--data", type=click.Path(path_type=Path), default=Path("runs/unseen"), show_default=True)
 @click.option("--split", default="test", show_default=True)
 @click.option("--people", "count", type=click.IntRange(2), default=200, show_default=True)
+@click.option("--pictures-per-person", "each", type=click.IntRange(1), default=1, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=15, show_default=True, help="Timed pictures of each lever.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
@@ -90,6 +91,7 @@ def main(
     data: Path,
     split: str,
     count: int,
+    each: int,
     rounds: int,
     seed: int,
     out: Path,
@@ -102,7 +104,11 @@ def main(
     try:
         people = load_people(data, split)
         asked = Asked(
-            people=people, judges=load_judges(JUDGES), trials=trials(people, count, seed), rounds=rounds, seed=seed
+            people=people,
+            judges=load_judges(JUDGES),
+            trials=trials(people, count, seed, each),
+            rounds=rounds,
+            seed=seed,
         )
         for group in groups:
             found = list(usable(group))

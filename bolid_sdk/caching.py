@@ -20,6 +20,9 @@ WHOLE: Interval = (0.0, 1.0)
 PERIODS: dict[Caching, int] = {"off": 1, "balanced": 2, "fast": 3}
 """One step in so many is full."""
 
+FEW = 8
+"""Fewer steps than this are a distilled model's, each of them a large part of the way."""
+
 
 @dataclass(frozen=True)
 class PlannedStep:
@@ -49,16 +52,19 @@ def guided_steps(steps: int, interval: Interval) -> list[bool]:
 def full_steps(branches: Sequence[int], caching: Caching) -> list[bool]:
     """Whether each step is full, given its number of guidance branches.
 
-    The first step is: there is no feature yet. So is the second of eight steps or more, when the picture's composition
-    changes fastest; the last, whose errors nothing corrects; and one after the number of branches has changed, since
-    the feature of one branch does not serve two. Between them one step in `PERIODS[caching]` is; one in two as long as
-    there are no two features to draw a line through (`extrapolations`).
+    The first step is: there is no feature yet. So is the second, when the picture's composition changes fastest; the
+    last, whose errors nothing corrects; and one after the number of branches has changed, since the feature of one
+    branch does not serve two. Between them one step in `PERIODS[caching]` is; one in two as long as there are no two
+    features to draw a line through (`extrapolations`). Of fewer than `FEW` steps fast runs every other one,
+    from the first on: a distilled model's pictures bear that better than a second half without a full step.
     """
-    steps, period, warm_up = len(branches), PERIODS[caching], 2 if len(branches) >= 8 else 1
+    steps = len(branches)
+    alternating = caching == "fast" and 2 < steps < FEW
+    period, warm_up, last = (2, 1, steps) if alternating else (PERIODS[caching], 2, steps - 1)
     full: list[bool] = []
     age = 0
     for index, count in enumerate(branches):
-        fixed = index < warm_up or index == steps - 1 or count != branches[index - 1]
+        fixed = index < warm_up or index >= last or count != branches[index - 1]
         full.append(fixed or age + 1 >= (period if sum(full) > 2 else min(period, 2)))
         age = 0 if full[-1] else age + 1
     return full

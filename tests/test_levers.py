@@ -51,7 +51,7 @@ def test_a_lever_changes_words_of_its_base(groups):
 
 
 def test_every_default_lever_is_another_way_to_make_the_picture(groups):
-    """By the steps that run, not by the name: at four steps caching=fast would be caching=balanced again."""
+    """By the steps that run, not by the name: at two steps caching=fast would be no caching."""
     for group, defaults in zip(groups.GROUPS, (FEW_STEPS, GUIDED), strict=True):
         found = [groups.lever_of(group.base, text) for text in ("", *group.levers)]
         resolved = [lever.sampling.resolve(defaults) for lever in found]

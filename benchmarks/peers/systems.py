@@ -74,7 +74,6 @@ def diffusers(name: str, mode: str) -> System:
 
 
 OURS = ours("BoLID, OpenVINO bf16")
-# At four steps both cache one step, the same.
 OURS_BALANCED = ours("BoLID, OpenVINO bf16, caching balanced", caching="balanced")
 OURS_FAST = ours("BoLID, OpenVINO bf16, caching fast", caching="fast")
 OURS_INT8 = ours("BoLID, OpenVINO int8", precision="int8")

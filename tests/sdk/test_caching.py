@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bolid_sdk.caching import CACHINGS, PERIODS, extrapolations, full_steps, guided_steps, plan_steps
+from bolid_sdk.caching import CACHINGS, FEW, PERIODS, extrapolations, full_steps, guided_steps, plan_steps
 
 fractions = st.floats(0, 1)
 intervals = st.tuples(fractions, fractions).filter(lambda ends: ends[0] < ends[1])
@@ -19,7 +19,9 @@ def drawn(full):
     [
         (1, "F", "F"),
         (2, "FF", "FF"),
-        (4, "FsFF", "FsFF"),
+        (3, "FFF", "FsF"),
+        (4, "FFsF", "FsFs"),
+        (7, "FFsFsFF", "FsFsFsF"),
         (8, "FFsFsFsF", "FFsFssFF"),
         (12, "FFsFsFsFsFsF", "FFsFssFssFsF"),
         (20, "FFsFsFsFsFsFsFsFsFsF", "FFsFssFssFssFssFssFF"),
@@ -37,7 +39,7 @@ def test_a_feature_is_there_fits_and_is_not_old(branches, caching):
     """Every shallow step follows a full one of as many branches, at most PERIODS - 1 steps earlier."""
     full = full_steps(branches, caching)
     assert full[0]
-    assert full[-1]
+    assert full[-1] or (caching == "fast" and len(full) < FEW)
     for index, is_full in enumerate(full):
         if not is_full:
             source = max(i for i in range(index) if full[i])
