@@ -26,8 +26,9 @@ class Group:
 
 
 GROUPS = (
-    # At four steps caching=balanced makes one shallow, caching=fast two; at three only fast does, at two neither. There is
-    # no guidance, hence no interval of it. Euler's method is DDIM here, so the samplers are those that take another path.
+    # At four steps caching=balanced makes one shallow, caching=fast two; at three only fast does, at two neither. There
+    # is no guidance, hence no interval of it. Euler's method is DDIM here, so the samplers are those that take another
+    # path.
     Group(
         name="four steps",
         base="bundle=avatar backend=onnxruntime",
