@@ -79,7 +79,14 @@ class Asked:
 @click.option("--data", type=click.Path(path_type=Path), default=Path("runs/unseen"), show_default=True)
 @click.option("--split", default="test", show_default=True)
 @click.option("--people", "count", type=click.IntRange(2), default=200, show_default=True)
-@click.option("--pictures-per-person", "each", type=click.IntRange(1), default=1, show_default=True)
+@click.option(
+    "--pictures-per-person",
+    "each",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="More make intervals narrower, as long as people differ less than their pictures.",
+)
 @click.option("--rounds", type=click.IntRange(1), default=15, show_default=True, help="Timed pictures of each lever.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
@@ -228,12 +235,8 @@ def row(
 
 
 def sampled(resolved: ResolvedSampling) -> dict[str, Any]:
-    plan = resolved.plan()
-    return {
-        "sampling": asdict(resolved),
-        "full_steps": sum(step.full for step in plan),
-        "branches": sum(step.branches for step in plan),
-    }
+    """`plan`: of each step, whether it is full, and its branches."""
+    return {"sampling": asdict(resolved), "plan": [[step.full, step.branches] for step in resolved.plan()]}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

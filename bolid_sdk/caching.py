@@ -17,11 +17,21 @@ Interval: TypeAlias = tuple[float, float]
 
 CACHINGS: tuple[Caching, ...] = get_args(Caching)
 WHOLE: Interval = (0.0, 1.0)
-PERIODS: dict[Caching, int] = {"off": 1, "balanced": 2, "fast": 3}
-"""One step in so many is full."""
-
 FEW = 8
-"""Fewer steps than this are a distilled model's, each of them a large part of the way."""
+"""Below this many steps each is a large part of the way, and caching follows `FEW_STEPS`."""
+
+
+@dataclass(frozen=True)
+class Cadence:
+    """The first `warm_up` steps are full, then one in `period`, and, with `last`, the last."""
+
+    period: int
+    warm_up: int = 2
+    last: bool = True
+
+
+MANY_STEPS: dict[Caching, Cadence] = {"off": Cadence(1), "balanced": Cadence(2), "fast": Cadence(3)}
+FEW_STEPS: dict[Caching, Cadence] = {**MANY_STEPS, "fast": Cadence(2, warm_up=1, last=False)}
 
 
 @dataclass(frozen=True)
@@ -52,20 +62,20 @@ def guided_steps(steps: int, interval: Interval) -> list[bool]:
 def full_steps(branches: Sequence[int], caching: Caching) -> list[bool]:
     """Whether each step is full, given its number of guidance branches.
 
-    The first step is: there is no feature yet. So is the second, when the picture's composition changes fastest; the
-    last, whose errors nothing corrects; and one after the number of branches has changed, since the feature of one
-    branch does not serve two. Between them one step in `PERIODS[caching]` is; one in two as long as there are no two
-    features to draw a line through (`extrapolations`). Of fewer than `FEW` steps fast runs every other one,
-    from the first on: a distilled model's pictures bear that better than a second half without a full step.
+    By `MANY_STEPS`: the first step is full, since there is no feature yet; the second, when the picture's composition
+    changes fastest; the last, whose errors nothing corrects; and one after the number of branches has changed, since
+    the feature of one branch does not serve two. Between them one step in a `Cadence.period` is; one in two as long as
+    there are no two features to draw a line through (`extrapolations`). `FEW_STEPS` runs every other one for "fast":
+    a full second and last step would leave nothing to save. Two steps are both full.
     """
     steps = len(branches)
-    alternating = caching == "fast" and 2 < steps < FEW
-    period, warm_up, last = (2, 1, steps) if alternating else (PERIODS[caching], 2, steps - 1)
+    cadence = (FEW_STEPS if 2 < steps < FEW else MANY_STEPS)[caching]
     full: list[bool] = []
     age = 0
     for index, count in enumerate(branches):
-        fixed = index < warm_up or index >= last or count != branches[index - 1]
-        full.append(fixed or age + 1 >= (period if sum(full) > 2 else min(period, 2)))
+        fixed = index < cadence.warm_up or (cadence.last and index == steps - 1) or count != branches[index - 1]
+        period = cadence.period if sum(full) > 2 else min(cadence.period, 2)
+        full.append(fixed or age + 1 >= period)
         age = 0 if full[-1] else age + 1
     return full
 

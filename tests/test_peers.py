@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bolid_sdk.sampling import ResolvedSampling
+
 PEERS = Path(__file__).parents[1] / "benchmarks" / "peers"
 
 SLEEPER = """
@@ -114,7 +116,8 @@ def lever(group, text, passed, backend="openvino", precision="fp32", **sampling)
     defaults = {"steps": 4, "guidance": 1.0, "sampler": "ddim", "spacing": "trailing", "eta": 0.0}
     chosen = {**defaults, "caching": "off", "guidance_interval": [0.0, 1.0], **sampling}
     place = {"backend": backend, "precision": precision}
-    return {"group": group, "lever": text, "passed": passed, "sampling": chosen, **place}
+    plan = [[step.full, step.branches] for step in ResolvedSampling(**chosen).plan()]
+    return {"group": group, "lever": text, "passed": passed, "sampling": chosen, "plan": plan, **place}
 
 
 FOUR = [
@@ -154,6 +157,11 @@ TWENTY = [
 def test_gated_is_what_the_same_lever_was_on_avatar(peers, system, steps, guidance, levers, expected):
     applied = getattr(peers["systems"], system).applied
     assert peers["gated"].is_gated(applied, steps, guidance, levers) is expected
+
+
+def test_a_row_of_other_steps_than_its_name_plans_by_now_gates_nothing(peers):
+    stale = {**FOUR[2], "plan": [[True, 1], [False, 1], [True, 1], [True, 1]]}
+    assert not peers["gated"].is_gated(peers["systems"].OURS_BALANCED.applied, 4, 1.0, [*FOUR[:2], stale])
 
 
 def test_another_sampler_is_not_gated_by_its_steps(peers):

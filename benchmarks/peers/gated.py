@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bolid_sdk.caching import plan_steps
+from bolid_sdk.sampling import ResolvedSampling
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,19 +31,14 @@ class Applied:
 
     def plan(self, steps: int, guidance: float) -> list[tuple[bool, int]]:
         """Full or shallow, and branches, of each step: two names for the same steps are one lever."""
-        return plan_of({"steps": steps, "guidance": guidance, **self.sampling})
+        case = {"steps": steps, "guidance": guidance, "sampler": "ddim", "spacing": "trailing"}
+        planned = ResolvedSampling(**{**case, **self.sampling}).plan()
+        return [(step.full, step.branches) for step in planned]
 
     @property
     def exact(self) -> bool:
         """Float32 on ONNX Runtime and every step whole: nothing that could cost quality."""
         return (self.backend, self.precision, dict(self.sampling)) == ("onnxruntime", "fp32", {})
-
-
-def plan_of(sampling: Mapping[str, Any]) -> list[tuple[bool, int]]:
-    options = {"interval": tuple(sampling.get("guidance_interval", (0.0, 1.0)))}
-    caching = sampling.get("caching", "off")
-    planned = plan_steps(sampling["steps"], guided=sampling["guidance"] != 1.0, caching=caching, **options)
-    return [(step.full, step.branches) for step in planned]
 
 
 def is_gated(applied: Applied, steps: int, guidance: float, levers: Rows, int8_passed: bool = False) -> bool:
@@ -58,7 +53,8 @@ def is_gated(applied: Applied, steps: int, guidance: float, levers: Rows, int8_p
         base = base_of(row, levers)
         same_path = all(row["sampling"][name] == base["sampling"][name] for name in ("steps", "guidance", *PATH))
         same_place = (row["backend"], row["precision"]) == (applied.backend, applied.precision)
-        if same_path and same_place and plan_of(row["sampling"]) == plan:
+        # the steps that were run: what a name like caching=fast plans may have changed since
+        if same_path and same_place and [tuple(step) for step in row["plan"]] == plan:
             return bool(row["passed"])
     unguided = guidance == 1.0 and all(full for full, _ in plan)
     return applied.precision == "int8" and unguided and not applied.sampling and int8_passed
