@@ -1,9 +1,12 @@
-"""`bolid-train`: data, the stages of the avatar, and the checkpoint put together from them."""
+"""`bolid-train`: data, the stages of the avatar, and the checkpoint put together from them.
+
+Commands import what they need: `bolid-train --help` should not wait for PyTorch.
+"""
 
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import click
 
@@ -11,10 +14,6 @@ from bolid_training.avatars.cli import data as data_command
 from bolid_training.recipes import methods
 from bolid_training.recipes.avatar import JUDGES, STAGES
 from bolid_training.userdata.cli import fit as fit_command
-
-if TYPE_CHECKING:
-    from bolid_training.loop import Task
-    from bolid_training.model.config import AvatarConfig
 
 RUNS = Path("runs/avatar")
 DATA = Path("runs/people")
@@ -108,6 +107,7 @@ def stage(
     """
     from bolid_training.loop import LoopOptions, NotFiniteError, train
     from bolid_training.memory import keep_freed_memory
+    from bolid_training.stages.tasks import build_task
 
     given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     numbers = replace(RECIPES[name], **{option: value for option, value in given.items() if value is not None})
@@ -137,6 +137,7 @@ def profile(name: str, data: Path, runs: Path, batch_size: int | None, recipe: s
     from bolid_training.loop import Phased
     from bolid_training.memory import keep_freed_memory
     from bolid_training.profile import profile_task
+    from bolid_training.stages.tasks import build_task
 
     keep_freed_memory()
     try:
@@ -239,68 +240,3 @@ def chosen_method(
     if undistilled:
         chosen = replace(chosen, branch=replace(chosen.branch, distilled=False))
     return replace(chosen, pose_guider=pose_guider) if pose_guider else chosen
-
-
-def build_task(
-    name: str,
-    data: Path,
-    runs: Path,
-    limit: int | None = None,
-    config: "AvatarConfig | None" = None,
-    recipe: methods.Recipe | None = None,
-) -> "Task":
-    """The stage's task on the data set's train and validation splits; the adapter's by a `recipe` if there is one.
-
-    Libraries are imported here, not above: `bolid-train --help` should not wait for PyTorch.
-    """
-    import diffusers
-    import torch
-    import transformers
-
-    from bolid_training.data import load_people
-    from bolid_training.model.config import AvatarConfig
-
-    diffusers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    torch.manual_seed(0)
-    config = config or AvatarConfig()
-    people, validation = load_people(data, "train", limit), load_people(data, "validation", 600)
-    if name in JUDGES:
-        from bolid_training.judges.tasks import build_judge_task
-
-        return build_judge_task(name, people, validation)
-    if name == "vae":
-        from bolid_training.stages.vae import VaeTask
-
-        return VaeTask(config, people, validation)
-    if name == "clip":
-        from bolid_training.stages.clip import ClipTask
-
-        return ClipTask(config, people, validation)
-    if name == "clip_text":
-        from bolid_training.stages.clip_text import ClipTextTask
-
-        return ClipTextTask(config, people, validation, runs)
-    if name == "pose":
-        from bolid_training.stages.pose import PoseTask
-
-        return PoseTask(config, people, validation, load_people(data, "empty"), runs)
-    if name == "unet":
-        from bolid_training.stages.unet import UnetTask
-
-        return UnetTask(config, people, validation, runs)
-    if name == "lightning":
-        from bolid_training.stages.lightning import LightningTask
-
-        return LightningTask(config, people, validation, runs)
-    if name == "refine":
-        from bolid_training.stages.refine import RefineTask
-
-        return RefineTask(config, people, validation, runs)
-    if recipe is not None:
-        from bolid_training.stages.method import MethodTask
-
-        return MethodTask(config, people, validation, runs, recipe)
-    from bolid_training.stages.adapter import AdapterTask
-
-    return AdapterTask(config, people, validation, runs)

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from bolid_training.assemble import assemble_checkpoint, keep_stages, unpack_checkpoint
 from bolid_training.avatars.dataset import write_dataset
 from bolid_training.avatars.shards import Settings
-from bolid_training.cli import build_task
 from bolid_training.loop import LoopOptions, train
 from bolid_training.model.checkpoint import load_checkpoint
 from bolid_training.model.config import AvatarConfig
 from bolid_training.recipes.avatar import STAGES
 from bolid_training.stages import lightning
 from bolid_training.stages.clip_text import clip_folder
+from bolid_training.stages.tasks import build_task
 
 pytestmark = pytest.mark.slow
 TINY = AvatarConfig(

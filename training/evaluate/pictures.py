@@ -28,17 +28,21 @@ def identify(
     With more `references` further photographs of the person come in, as far as there are any and they are accepted;
     pose stays the trial's own.
     """
-    accepted = []
-    for trial in trials:
-        try:
-            identity = generator.identify(Image.fromarray(people.images[trial.index]))
-        except InputError:
-            continue
-        more = further_photographs(people, trial)[: references - 1]
-        accepted.append(
-            (trial, with_photographs(generator, people, identity, [trial.index, *more]) if more else identity)
-        )
-    return accepted
+    # several trials may ask for one photograph
+    first = {trial.index: trial for trial in trials}
+    known = {index: recognise(generator, people, trial, references) for index, trial in first.items()}
+    found = ((trial, known[trial.index]) for trial in trials)
+    return [(trial, identity) for trial, identity in found if identity is not None]
+
+
+def recognise(generator: Generator, people: People, trial: Trial, references: int) -> Identity | None:
+    """The person of a trial; None where the SDK refuses the reference."""
+    try:
+        identity = generator.identify(Image.fromarray(people.images[trial.index]))
+    except InputError:
+        return None
+    more = further_photographs(people, trial)[: references - 1]
+    return with_photographs(generator, people, identity, [trial.index, *more]) if more else identity
 
 
 def with_photographs(generator: Generator, people: People, alone: Identity, indices: list[int]) -> Identity:

@@ -1,0 +1,63 @@
+"""Every stage's task for the training loop, by the stage's name."""
+
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+
+from bolid_training.data import load_people
+from bolid_training.judges.tasks import TASKS as JUDGES
+from bolid_training.judges.tasks import build_judge_task
+from bolid_training.loop import Task
+from bolid_training.model.config import AvatarConfig
+from bolid_training.recipes.methods import Recipe
+from bolid_training.stages.adapter import AdapterTask
+from bolid_training.stages.clip import ClipTask
+from bolid_training.stages.clip_text import ClipTextTask
+from bolid_training.stages.lightning import LightningTask
+from bolid_training.stages.method import MethodTask
+from bolid_training.stages.pose import PoseTask
+from bolid_training.stages.refine import RefineTask
+from bolid_training.stages.unet import UnetTask
+from bolid_training.stages.vae import VaeTask
+
+FIRST = {"clip": ClipTask, "vae": VaeTask}
+"""These begin with nothing."""
+
+LATER = {
+    "unet": UnetTask,
+    "clip_text": ClipTextTask,
+    "adapter": AdapterTask,
+    "lightning": LightningTask,
+    "refine": RefineTask,
+}
+"""These begin with what earlier stages have left in `runs`."""
+
+HELD_OUT = 600  # validation pictures: enough for the metrics that are logged
+
+
+def build_task(
+    name: str,
+    data: Path,
+    runs: Path,
+    limit: int | None = None,
+    config: AvatarConfig | None = None,
+    recipe: Recipe | None = None,
+) -> Task:
+    """The stage's task on the first `limit` pictures of the data set's train split; the adapter's by a `recipe`, if
+    there is one. Raises FileNotFoundError for missing data or earlier stages."""
+    diffusers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    config = config or AvatarConfig()
+    people, validation = load_people(data, "train", limit), load_people(data, "validation", HELD_OUT)
+    if name in JUDGES:
+        return build_judge_task(name, people, validation)
+    if name in FIRST:
+        return FIRST[name](config, people, validation)
+    if name == "pose":
+        return PoseTask(config, people, validation, load_people(data, "empty"), runs)
+    if recipe is not None:
+        return MethodTask(config, people, validation, runs, recipe)
+    return LATER[name](config, people, validation, runs)
