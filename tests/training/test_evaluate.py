@@ -346,7 +346,7 @@ def test_the_figures_people_are_of_all_poses_in_turn():
 def test_a_bundle_is_as_good_as_itself(judges):
     people = photographs(size=64)
     found = compare_bundles(Copyist(), Copyist(), judges, people, trials(people, 8, pictures=2))
-    # both copyists refuse the first photograph that they are shown, which two trials ask for
-    assert (found["pictures"], found["references_refused"]) == (14, 2)
+    # each of the two copyists refuses the first photograph that it is shown: one of two trials, and one of one
+    assert (found["pictures"], found["references_refused"]) == (13, 3)
     assert found["passed"]
     assert all(metric["difference"]["value"] == 0 for metric in found["metrics"].values())
