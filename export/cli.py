@@ -19,8 +19,9 @@ from bolid_sdk.errors import BolidError, InputError, OutputError
 if TYPE_CHECKING:
     from bolid_export.engine_target import EngineRequest
     from bolid_export.sources import Source
+    from bolid_sdk.bundle import Bundle
 
-BACKENDS = ("onnx", "tensorrt-rtx", "tensorrt")
+BACKENDS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_LORA_RANK = 1024
 
@@ -35,6 +36,7 @@ Examples:
   bolid-export --model my-sdxl --adapter pulid_v1.1.safetensors
   bolid-export --model my-model --lora style.safetensors:0.7 --vae taesd
   bolid-export --model my-model --hot-lora 128           requests bring LoRAs: bolid-infer ... --lora FILE:WEIGHT
+  bolid-export --backend openvino --precision int8       verified by OpenVINO too, and compiled for the first start
   bolid-export --backend tensorrt-rtx --compute-capability 8.9,12.0     engines for RTX 40 and 50, built without a GPU
 """
 
@@ -84,7 +86,8 @@ Examples:
     "--backend",
     default="onnx",
     show_default=True,
-    help="onnx runs everywhere; tensorrt-rtx adds engines for NVIDIA GPUs, built without one; tensorrt for those here.",
+    help="onnx runs everywhere; openvino verifies the graphs on OpenVINO too, and compiles them into this machine's "
+    "cache; tensorrt-rtx adds engines for NVIDIA GPUs, built without one; tensorrt for those here.",
 )
 @click.option(
     "--compute-capability", help="GPUs that tensorrt-rtx builds for, such as 8.9,12.0 (RTX 40 and 50; 8.6 is RTX 30)."
@@ -101,7 +104,13 @@ Examples:
     help="A command that must succeed on the finished bundle, {} in it, before the bundle takes its place.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing bundle, once the new one is verified.")
-@click.option("--dry-run", is_flag=True, help="Check the sources and show the plan; write nothing.")
+@click.option("--no-cache", is_flag=True, help="Trace all graphs again, also those that a stopped export has left.")
+@click.option("--ignore-memory", is_flag=True, help="Go on with less memory than the export is estimated to need.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check the sources and show the plan: files, decisions, disk, estimates of time and memory; write nothing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(**given: Any) -> None:
     """Export a model as a bundle for the SDK: ONNX graphs, tokenizer, manifest.
@@ -109,8 +118,16 @@ def main(**given: Any) -> None:
     Every graph is compared with PyTorch, and a whole picture with diffusers at equal noise. When one of them differs
     too much, nothing is written. The comparison is in the bundle's report.md.
 
+    With --backend openvino, OpenVINO runs all of it once more, in bfloat16 where the processor has that; the bundle is
+    as good for other backends.
+
     An engine is built from a compared graph. It runs with the same version of the library, on the GPUs
     and within the sizes that it was built for; the ONNX graph stays beside it.
+
+    An export that was stopped, and is started again with the same sources, options and versions, finds in the cache
+    (BOLID_CACHE_DIR, ~/.cache/bolid-sdk) what it had traced; it is verified all the same.
+
+    Before it starts, an export compares what it needs with the disks and, by an estimate, with the memory here.
     """
     with _failures_in_one_line():
         _run(**given)
@@ -137,6 +154,8 @@ def _run(
     licence: str | None,
     gate: str | None,
     force: bool,
+    no_cache: bool,
+    ignore_memory: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -144,25 +163,38 @@ def _run(
     _check_choice("backend", backend, BACKENDS)
     options = {"version_compatible": version_compatible, "hardware_compatible": hardware_compatible, "refit": refit}
     request = _engine_request(backend, compute_capability, batch, size, options)
+    if backend == "openvino":
+        _require_openvino()
     folder = output or default_output(model, precision, backend)
     if folder.exists() and not force:
         raise OutputError(f"{folder} exists already; choose another folder with -o, or replace it with --force")
     choices = {"vae": vae, "image_encoder": image_encoder, "prediction_type": prediction_type, "config": config}
     source = _open(model, adapters, loras, hot_lora_rank=_hot_lora_rank(hot_lora), **choices)
     engines = request.resolve(_sizes(source)) if request else None
-    if dry_run:
-        from bolid_export.plan import plan, plan_text
+    from bolid_export.plan import plan, plan_text
 
-        planned = plan(source, precision, folder, engines)
+    runtimes = ("onnxruntime", "openvino") if backend == "openvino" else ("onnxruntime",)
+    planned = plan(source, precision, folder, engines, runtimes=runtimes, gate=gate is not None)
+    if dry_run:
         click.echo(json.dumps(planned, indent=1) if as_json else plan_text(planned))
         return
+    _require_room(planned, ignore_memory)
     from bolid_export.gate import CommandGate
     from bolid_export.pipeline import Target
 
     foreign = bool(model or adapters or loras or vae or image_encoder)
     licence = licence or ("unknown" if foreign else "Apache-2.0")
     accept = CommandGate(gate) if gate is not None else None
-    target = Target(folder=folder, precision=precision, licence=licence, overwrite=force, engines=engines, gate=accept)
+    target = Target(
+        folder=folder,
+        precision=precision,
+        licence=licence,
+        overwrite=force,
+        engines=engines,
+        runtimes=runtimes,
+        cache=not no_cache,
+        gate=accept,
+    )
     _export(source, target, as_json)
 
 
@@ -182,8 +214,8 @@ def default_output(model: Path | None, precision: str, backend: str = "onnx") ->
 def _engine_request(
     backend: str, compute_capability: str | None, batch: str | None, size: str | None, options: dict[str, bool]
 ) -> EngineRequest | None:
-    """None: ONNX is all that is wanted."""
-    if backend != "onnx":
+    """None: ONNX graphs are all that is wanted."""
+    if backend.startswith("tensorrt"):
         from bolid_export.engine_target import BuildOptions, EngineRequest
 
         return EngineRequest.parse(backend, compute_capability, batch, size, BuildOptions(**options))
@@ -222,12 +254,31 @@ def _sizes(source: Source) -> Sizes:
     return model_sizes(source.checkpoint)
 
 
+def _require_room(planned: dict[str, Any], ignore_memory: bool) -> None:
+    """Raises OutputError, MemoryShortageError."""
+    from bolid_export.room import require_disk, require_memory
+
+    require_disk({Path(folder): count for folder, count in planned["disk"].items()})
+    if not ignore_memory:
+        require_memory(planned["estimate"]["memory_bytes"])
+
+
+def _require_openvino() -> None:
+    """Before anything is computed. Raises BackendError, and InputError for settings of its cache."""
+    from bolid_sdk.backends import open_backend
+
+    for notice in open_backend("openvino", "cpu").notices:
+        click.echo(f"warning: {notice}", err=True)
+
+
 def _export(source: Source, target: Any, as_json: bool) -> None:
     from bolid_export.package import REPORT
     from bolid_export.pipeline import export_bundle, stage_count
+    from bolid_export.runtimes import OPENVINO
 
+    compiles = OPENVINO in target.runtimes
+    stages = stage_count(_sizes(source), target.engines, target.gate is not None, len(target.runtimes)) + compiles
     # on a pipe or in a log file a bar is noise; tqdm's None asks whether stderr is a terminal
-    stages = stage_count(_sizes(source), target.engines, target.gate is not None)
     with tqdm(total=stages, disable=True if as_json else None, unit="stage") as bar:
 
         def progress(stage: str) -> None:
@@ -235,11 +286,25 @@ def _export(source: Source, target: Any, as_json: bool) -> None:
             bar.update()
 
         bundle = export_bundle(source, target, progress)
+        if compiles:
+            progress("compiling for the first start")
+            _compile_ahead(bundle)
     if as_json:
         click.echo(json.dumps({"bundle": str(bundle.path), "digest": bundle.digest, **bundle.manifest.to_dict()}))
     else:
         click.echo((bundle.path / REPORT).read_text(encoding="utf-8"))
-        click.echo(f"{bundle.path} is ready: bolid-infer REF PROMPT --bundle {bundle.path}")
+        chosen = " --backend openvino" if compiles else ""
+        click.echo(f"{bundle.path} is ready: bolid-infer REF PROMPT --bundle {bundle.path}{chosen}")
+
+
+def _compile_ahead(bundle: Bundle) -> None:
+    """What fails here costs time at the first start: the bundle is whole and verified."""
+    from bolid_export.to_openvino import compile_ahead
+
+    try:
+        compile_ahead(bundle)
+    except BolidError as error:
+        click.echo(f"warning: nothing is compiled ahead, the first start will: {error}", err=True)
 
 
 def _check_choice(what: str, value: str, choices: tuple[str, ...]) -> None:

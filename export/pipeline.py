@@ -31,7 +31,10 @@ from bolid_export.quantise import GRAPHS as QUANTISED_GRAPHS
 from bolid_export.quantise import quantise
 from bolid_export.report import engine_report, report
 from bolid_export.residency import Residency
+from bolid_export.runtimes import ONNX_RUNTIME, Runtime, open_runtime
+from bolid_export.scratch import scratch_folder
 from bolid_export.sources import Source, model_sizes
+from bolid_export.stage_cache import StageCache, open_stage_cache
 from bolid_export.stream import write_onnx
 from bolid_export.to_tensorrt import build_engines
 from bolid_export.torch_engine import Record, TorchEngine
@@ -59,21 +62,28 @@ CALIBRATION_RECORDS, SEARCH_RECORDS = 16, 4
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What to make and where; `engines` are built ahead of time beside the ONNX graphs."""
+    """What to make and where; `engines` are built ahead of time beside the ONNX graphs.
+
+    `runtimes`: backends of the runtime, each of which verifies every graph and the whole loop.
+    """
 
     folder: Path
     precision: Precision
     licence: str
     overwrite: bool = False
     engines: EngineTarget | None = None
+    runtimes: tuple[str, ...] = (ONNX_RUNTIME,)
+    cache: bool = False
+    """Whether to go on where an export of the same content stopped, and to keep what is traced until this one ends."""
     gate: Callable[[Path], dict[str, Any]] | None = None
     """Sees the finished bundle before it takes its place; what it answers goes into the manifest, what it raises ends
     the export."""
 
 
-def stage_count(sizes: Sizes, engines: EngineTarget | None = None, gate: bool = False) -> int:
+def stage_count(sizes: Sizes, engines: EngineTarget | None = None, gate: bool = False, runtimes: int = 1) -> int:
     """How often `export_bundle` calls its `progress`."""
-    return (3 if engines else 2) * len(graph_specs(sizes)) + 3 + gate
+    graphs = len(graph_specs(sizes))
+    return (2 if engines else 1) * graphs + runtimes * (graphs + 1) + 2 + gate
 
 
 def export_bundle(source: Source, target: Target, progress: Progress = lambda stage: None) -> Bundle:
@@ -84,17 +94,17 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
     """
     sizes = model_sizes(source.checkpoint)
     graphs = bind_graphs(source.checkpoint, sizes)
+    cache = open_stage_cache(source, graphs, target.precision) if target.cache else None
     residency = Residency(graphs.values())
     with residency.automatic():
         calibration = _calibrate(source, graphs, sizes, progress)
-    with tempfile.TemporaryDirectory(prefix="bolid-export-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         lowered = []
         for graph in graphs.values():
             with residency.only(graph):
                 records = calibration.records[graph.spec.name]
-                lowered.append(_trace(graph, records, target.precision, sizes, folder, progress))
-        checked = _verify(source, graphs, calibration, target.precision, folder, progress)
+                lowered.append(_traced(cache, graph, records, target.precision, sizes, folder, progress))
+        checked = _verify(source, graphs, calibration, target, folder, progress)
         engines = _build(graphs, sizes, target, folder, progress)
         progress("packaging")
         checked["effort"] = _effort(source, graphs, sizes).summary()
@@ -106,7 +116,10 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
                 staged = replace(target, folder=Path(staging) / "bundle")
                 bundle = _package(source, graphs, calibration, staged, folder, checked, engines)
                 checked["gate"] = target.gate(bundle.path)
-        return _package(source, graphs, calibration, target, folder, checked, engines)
+        bundle = _package(source, graphs, calibration, target, folder, checked, engines)
+    if cache:
+        cache.forget()
+    return bundle
 
 
 def _calibrate(source: Source, graphs: Mapping[str, Graph], sizes: Sizes, progress: Progress) -> Calibration:
@@ -136,6 +149,28 @@ class Lowered:
     graph: Graph | None
     islands: list[Island]
     quantised: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"islands": [asdict(island) for island in self.islands], "quantised": self.quantised}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Lowered:
+        """What `to_dict` gave of a graph whose file is all that is left of it."""
+        islands = [Island(**island) for island in values["islands"]]
+        return cls(graph=None, islands=islands, quantised=values["quantised"])
+
+
+def _traced(cache: StageCache | None, graph: Graph, *how: Any) -> Lowered:
+    """As `_trace`, or what it left behind in an earlier export."""
+    *_, folder, progress = how
+    known = cache.restore(graph.spec.name, folder) if cache else None
+    if known is not None:
+        progress(f"tracing {graph.spec.name}, done before")
+        return Lowered.from_dict(known)
+    lowered = _trace(graph, *how)
+    if cache:
+        cache.keep(graph.spec.name, folder, lowered.to_dict())
+    return lowered
 
 
 def _trace(
@@ -178,25 +213,40 @@ def _verify(
     source: Source,
     graphs: Mapping[str, Graph],
     calibration: Calibration,
-    precision: Precision,
+    target: Target,
     folder: Path,
     progress: Progress,
 ) -> dict[str, Any]:
-    limits, checkpoint = LIMITS[precision], source.checkpoint
+    """By the first of the target's runtimes; by `also` the others, if there are any."""
+    runtimes = [open_runtime(name, target.precision) for name in target.runtimes]
+    first, *others = [_verify_by(one, source, graphs, calibration, folder, progress) for one in runtimes]
+    return {**first, **({"also": others} if others else {})}
+
+
+def _verify_by(
+    runtime: Runtime,
+    source: Source,
+    graphs: Mapping[str, Graph],
+    calibration: Calibration,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    checkpoint = source.checkpoint
     files = {name: folder / f"{name}.onnx" for name in graphs}
     specs = {name: graph.spec for name, graph in graphs.items()}
     effort = _effort(source, graphs, model_sizes(checkpoint))
-    engines = (OneAtATime if effort.reduced else load_engines)(files, specs)
+    engines = (OneAtATime if effort.reduced else load_engines)(files, specs, runtime.name)
+    by = "" if runtime.name == ONNX_RUNTIME else f" by {runtime.name}"
     checks: list[OutputCheck] = []
     for name, graph in graphs.items():
-        progress(f"verifying {name}")
-        checks += check_graph(graph.spec, engines[name], calibration.records[name], limits)
-    require_passed(checks)
-    progress("verifying the whole loop")
-    table, guidance = _table(source, effort), default_sampling(checkpoint).guidance
+        progress(f"verifying {name}{by}")
+        checks += check_graph(graph.spec, engines[name], calibration.records[name], runtime.limits_of(name))
+    require_passed(checks, library=runtime.description)
+    progress(f"verifying the whole loop{by}")
+    table, guidance, limits = _table(source, effort), default_sampling(checkpoint).guidance, runtime.loop_limits
     loop = check_loop(checkpoint, engines, graphs, calibration.scenes, table, guidance, limits, calibration.references)
-    require_passed(checks, loop)
-    return verification(checks, loop, limits)
+    require_passed(checks, loop, runtime.description)
+    return runtime.summary(graphs) | verification(checks, loop)
 
 
 def _build(

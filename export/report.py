@@ -12,23 +12,36 @@ from bolid_sdk.built_engine import BuiltEngine
 
 def report(name: str, precision: str, verification: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
     """Markdown. `verification` as in the manifest; `sizes`: bytes of each graph."""
-    rows = [_row(check, sizes) for check in verification["graphs"]]
+    others = [line for other in verification.get("also", []) for line in _by_another(other, sizes)]
     return "\n".join(
         [
             f"# {name}, {precision}",
             "",
-            _loop(verification),
-            *_effort(verification.get("effort", {})),
-            "",
-            *_table(("graph", "MB", "output", "cosine", "max error", "relative"), rows),
-            "",
-            _accepted(verification["limits"]),
-            "",
+            *_checks(verification, sizes, _effort(verification.get("effort", {}))),
             *_gate(verification.get("gate")),
             *_quantised(verification.get("quantised", [])),
             *_islands(verification.get("islands", [])),
+            *others,
         ]
     )
+
+
+def _by_another(verification: Mapping[str, Any], sizes: Mapping[str, int]) -> list[str]:
+    return [f"## {verification['library']}", "", *_checks(verification, sizes)]
+
+
+def _checks(verification: Mapping[str, Any], sizes: Mapping[str, int], effort: Sequence[str] = ()) -> list[str]:
+    """What one library's run of the loop and of each graph came to."""
+    rows = [_row(check, sizes) for check in verification["graphs"]]
+    return [
+        _loop(verification),
+        *effort,
+        "",
+        *_table(("graph", "MB", "output", "cosine", "max error", "relative"), rows),
+        "",
+        _accepted(verification),
+        "",
+    ]
 
 
 def engine_report(target: EngineTarget, engines: Mapping[str, BuiltEngine], folder: Path) -> str:
@@ -56,14 +69,14 @@ def _engine_row(graph: str, engine: BuiltEngine, folder: Path) -> tuple[str, ...
 
 
 def _loop(verification: Mapping[str, Any]) -> str:
-    loop, limits = verification["loop"], verification["limits"]
+    loop, limits = verification["loop"], verification.get("bfloat16_limits", verification["limits"])
     graphs = {check["graph"] for check in verification["graphs"]}
     parts = {"image_projector": "image prompt", "pose_guider": "pose"}
     conditions = ", ".join(["identity", *(name for graph, name in parts.items() if graph in graphs)])
     return (
-        f"{loop['steps']} steps with guidance, {conditions}, against diffusers at equal noise, the "
-        f"worst of {loop['pictures']} pictures: **PSNR {loop['psnr']:.1f} dB** (at least {limits['psnr']:.0f}), "
-        f"**SSIM {loop['ssim']:.4f}** (at least {limits['ssim']})."
+        f"Run by {verification['library']}: {loop['steps']} steps with guidance, {conditions}, against diffusers at "
+        f"equal noise, the worst of {loop['pictures']} pictures: **PSNR {loop['psnr']:.1f} dB** (at least "
+        f"{limits['psnr']:.0f}), **SSIM {loop['ssim']:.4f}** (at least {limits['ssim']})."
     )
 
 
@@ -75,11 +88,16 @@ def _effort(effort: Mapping[str, Any]) -> list[str]:
     return ["", f"The model is large: it was {text}, whose reference is a drawing."]
 
 
-def _accepted(limits: Mapping[str, float]) -> str:
-    return (
-        f"Each graph ran on inputs recorded from PyTorch; accepted are cosines from {limits['cosine']} and errors "
-        f"up to {limits['relative_error']} of the largest value."
-    )
+def _accepted(verification: Mapping[str, Any]) -> str:
+    accepted = _bounds(verification["limits"])
+    if "bfloat16" in verification:
+        accepted += f"; of {', '.join(verification['bfloat16'])}, which run in bfloat16, "
+        accepted += _bounds(verification["bfloat16_limits"])
+    return f"Each graph ran on inputs recorded from PyTorch; accepted are {accepted}."
+
+
+def _bounds(limits: Mapping[str, float]) -> str:
+    return f"cosines from {limits['cosine']} and errors up to {limits['relative_error']} of the largest value"
 
 
 def _row(check: Mapping[str, Any], sizes: Mapping[str, int]) -> tuple[str, ...]:

@@ -76,23 +76,25 @@ class LoopCheck:
     passed: bool
 
 
-def load_engines(files: Mapping[str, Path], specs: Mapping[str, GraphSpec]) -> dict[str, Engine]:
-    """The exported graphs on the runtime's CPU backend."""
-    backend = open_backend("onnxruntime", "cpu")
+def load_engines(
+    files: Mapping[str, Path], specs: Mapping[str, GraphSpec], library: str = "onnxruntime"
+) -> dict[str, Engine]:
+    """The exported graphs on a backend of the runtime that runs ONNX graphs on the CPU."""
+    backend = open_backend(library, "cpu")
     return {name: backend.load(file, specs[name]) for name, file in files.items()}
 
 
 class OneAtATime(Mapping[str, Engine]):
     """The same for graphs of gigabytes: each is loaded when it is asked for, and the one before it given up."""
 
-    def __init__(self, files: Mapping[str, Path], specs: Mapping[str, GraphSpec]) -> None:
-        self._files, self._specs = files, specs
+    def __init__(self, files: Mapping[str, Path], specs: Mapping[str, GraphSpec], library: str = "onnxruntime") -> None:
+        self._files, self._specs, self._library = files, specs, library
         self._loaded: dict[str, Engine] = {}
 
     def __getitem__(self, name: str) -> Engine:
         if name not in self._loaded:
             self._loaded.clear()
-            self._loaded = load_engines({name: self._files[name]}, self._specs)
+            self._loaded = load_engines({name: self._files[name]}, self._specs, self._library)
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -154,22 +156,23 @@ def reference_picture(
     return decode(engines, latents)
 
 
-def require_passed(graphs: list[OutputCheck], loop: LoopCheck | None = None) -> None:
-    """Raises VerificationError that names every gate that failed."""
+def require_passed(graphs: list[OutputCheck], loop: LoopCheck | None = None, library: str = "") -> None:
+    """Raises VerificationError that names every gate that failed, and the library that ran the graphs."""
     failed = [
         f"{c.graph}.{c.output} (cosine {c.cosine:.5f}, error {c.relative_error:.1e})" for c in graphs if not c.passed
     ]
     if loop is not None and not loop.passed:
         failed.append(f"the whole loop (PSNR {loop.psnr:.1f} dB, SSIM {loop.ssim:.4f})")
     if failed:
+        export = f"the export, run by {library}," if library else "the export"
         raise VerificationError(
-            f"the export differs from PyTorch, so nothing was written: {'; '.join(failed)}; try --precision fp32"
+            f"{export} differs from PyTorch, so nothing was written: {'; '.join(failed)}; try --precision fp32"
         )
 
 
-def verification(graphs: list[OutputCheck], loop: LoopCheck, limits: Limits) -> dict[str, Any]:
-    """The manifest's verification report."""
-    return {"limits": asdict(limits), "graphs": [asdict(check) for check in graphs], "loop": asdict(loop)}
+def verification(graphs: list[OutputCheck], loop: LoopCheck) -> dict[str, Any]:
+    """What the manifest's report says of one library."""
+    return {"graphs": [asdict(check) for check in graphs], "loop": asdict(loop)}
 
 
 def _check_output(

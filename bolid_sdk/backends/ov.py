@@ -229,6 +229,16 @@ class OvBackend:
         precision = "bfloat16" if self._bfloat16 else "float32"
         return f"openvino {ov.__version__.partition('-')[0]} on cpu, {precision}"
 
+    @property
+    def bfloat16_graphs(self) -> frozenset[str]:
+        """What is computed in bfloat16 here."""
+        return PIXEL_GRAPHS if self._bfloat16 else frozenset()
+
+    @property
+    def caches(self) -> bool:
+        """Whether compiled graphs are kept on disk."""
+        return self._blobs is not None
+
     def load(self, path: Path, spec: GraphSpec, engines: Mapping[str, EngineFile] = NO_ENGINES) -> Engine:
         try:
             return OvEngine(OvCompiler(self._core, path, spec, self._options(spec.name), self._blobs), spec)
@@ -238,7 +248,7 @@ class OvBackend:
             ) from error
 
     def _options(self, graph: str) -> dict[str, Any]:
-        precision = "bf16" if self._bfloat16 and graph in PIXEL_GRAPHS else "f32"
+        precision = "bf16" if graph in self.bfloat16_graphs else "f32"
         options: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
         if self._threads is not None:
             options["INFERENCE_NUM_THREADS"] = self._threads
