@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -285,7 +287,8 @@ def _export(source: Source, target: Any, as_json: bool) -> None:
             bar.set_description(stage)
             bar.update()
 
-        bundle = export_bundle(source, target, progress)
+        with _terminated_cleanly():
+            bundle = export_bundle(source, target, progress)
         if compiles:
             progress("compiling for the first start")
             _compile_ahead(bundle)
@@ -295,6 +298,16 @@ def _export(source: Source, target: Any, as_json: bool) -> None:
         click.echo((bundle.path / REPORT).read_text(encoding="utf-8"))
         chosen = " --backend openvino" if compiles else ""
         click.echo(f"{bundle.path} is ready: bolid-infer REF PROMPT --bundle {bundle.path}{chosen}")
+
+
+@contextmanager
+def _terminated_cleanly() -> Iterator[None]:
+    """Inside, SIGTERM is an exception as Ctrl-C is: temporary folders are deleted before the process ends."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _compile_ahead(bundle: Bundle) -> None:

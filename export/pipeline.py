@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,9 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
         lowered = []
         for graph in graphs.values():
             with residency.only(graph):
-                records = calibration.records[graph.spec.name]
-                lowered.append(_traced(cache, graph, records, target.precision, sizes, folder, progress))
+                name, records = graph.spec.name, calibration.records[graph.spec.name]
+                trace = partial(_trace, graph, records, target.precision, sizes, folder, progress)
+                lowered.append(_traced(cache, name, folder, progress, trace))
         checked = _verify(source, graphs, calibration, target, folder, progress)
         engines = _build(graphs, sizes, target, folder, progress)
         progress("packaging")
@@ -160,16 +162,17 @@ class Lowered:
         return cls(graph=None, islands=islands, quantised=values["quantised"])
 
 
-def _traced(cache: StageCache | None, graph: Graph, *how: Any) -> Lowered:
-    """As `_trace`, or what it left behind in an earlier export."""
-    *_, folder, progress = how
-    known = cache.restore(graph.spec.name, folder) if cache else None
+def _traced(
+    cache: StageCache | None, name: str, folder: Path, progress: Progress, trace: Callable[[], Lowered]
+) -> Lowered:
+    """What `trace` does with a graph, or what it left in the cache in an export that was stopped."""
+    known = cache.restore(name, folder) if cache else None
     if known is not None:
-        progress(f"tracing {graph.spec.name}, done before")
+        progress(f"tracing {name}, done before")
         return Lowered.from_dict(known)
-    lowered = _trace(graph, *how)
+    lowered = trace()
     if cache:
-        cache.keep(graph.spec.name, folder, lowered.to_dict())
+        cache.keep(name, folder, lowered.to_dict())
     return lowered
 
 

@@ -28,8 +28,8 @@ from bolid_sdk.manifest import capabilities
 HALF, FLOAT, INT8 = 2, 4, 1
 """Bytes of a weight on disk. In fp32 as well, weights that are float16 stay so (`bolid_export.compact`)."""
 
-BESIDE_WEIGHTS = 50 * 10**6
-"""Nodes of the graphs, stored answers, tokenizers: of SD1.5 less than half of it."""
+BESIDE_WEIGHTS = 20 * 10**6
+"""Nodes of the graphs, stored answers, tokenizers: a bound, the avatar's are 4 MB."""
 
 LOOKED_AT = 4096
 """Values of a tensor that tell whether it is float16: of one that is not, hardly any fit."""

@@ -67,8 +67,8 @@ def require_memory(needed: int, root: Path = ROOT) -> None:
         return
     raise MemoryShortageError(
         f"the export needs about {gigabytes(needed)} of memory, by an estimate within a factor of two; "
-        f"{gigabytes(available + held_memory(root))} can be had here; stop other programs, raise the container's limit, "
-        "or go on with --ignore-memory"
+        f"{gigabytes(available + held_memory(root))} can be had here; stop other programs, raise the container's "
+        "limit, or go on with --ignore-memory"
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import CLIPTokenizer
 
 from bolid_export.graphs import Graph
 from bolid_export.package import default_sampling, tool_versions
@@ -87,10 +88,10 @@ def content_digest(source: Source, graphs: Mapping[str, Graph], precision: Preci
         "sizes": model_sizes(checkpoint).to_dict(),
         "tools": tool_versions(),
         "code": code_digest(),
-        "graphs": {name: [repr(graph), str(getattr(graph.network, "config", ""))] for name, graph in graphs.items()},
+        "graphs": {name: [repr(graph), _config(graph.network)] for name, graph in graphs.items()},
         "sampling": vars(default_sampling(checkpoint)),
-        "scheduler": dict(checkpoint.scheduler.config),
-        "tokenizers": [tokenizer.backend_tokenizer.to_str() for tokenizer in tokenizers if tokenizer],
+        "scheduler": _config(checkpoint.scheduler),
+        "tokenizers": [_content(tokenizer) for tokenizer in tokenizers if tokenizer],
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     for name, tensor in _tensors(graphs):
@@ -131,6 +132,18 @@ def _tensors(graphs: Mapping[str, Graph]) -> Iterator[tuple[str, Tensor]]:
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield f"{name}.{part}", tensor
+
+
+def _config(configured: Any) -> dict[str, Any]:
+    """Without what its libraries note beside it: folders, and names in the order of a set."""
+    config = getattr(configured, "config", {})
+    values = config if isinstance(config, Mapping) else config.to_dict()
+    return {name: value for name, value in values.items() if not name.startswith("_")}
+
+
+def _content(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    """Without what its last call has left in it."""
+    return {**json.loads(tokenizer.backend_tokenizer.to_str()), "padding": None, "truncation": None}
 
 
 def _place(file: Path, target: Path) -> None:

@@ -1,13 +1,18 @@
 """`bolid-export`: one line and an exit code for every mistake, a plan before the work."""
 
 import json
+import os
 import shutil
+import signal
+import tempfile
+import time
 
 import pytest
 from click.testing import CliRunner
 
 from bolid_export import cli
 from bolid_export.cli import default_output, main
+from bolid_export.scratch import scratch_folder
 
 
 def run(*arguments):
@@ -100,6 +105,20 @@ def test_our_own_failures_are_one_line_and_exit_1(model_folder, output, monkeypa
     result = run("--model", model_folder, "-o", output)
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "ZeroDivisionError" in result.stderr
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(5)  # until Python comes to it
+
+
+def test_a_terminated_export_leaves_no_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="143"), cli._terminated_cleanly(), scratch_folder():
+        terminate()
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_default_folders(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -98,6 +100,34 @@ def test_the_digest_follows_from_everything(source, graphs, monkeypatch):
         patch.setattr(stage_cache, "tool_versions", lambda: {"torch": "3"})
         assert content_digest(source, graphs, "fp32") != before
     assert content_digest(source, {n: g for n, g in graphs.items() if n != "vae_encoder"}, "fp32") != before
+
+
+DIGEST = """
+import sys
+from pathlib import Path
+from bolid_export.graphs import bind_graphs
+from bolid_export.sources import model_sizes, open_source
+from bolid_export.stage_cache import content_digest
+source = open_source(Path(sys.argv[1]))
+print(content_digest(source, bind_graphs(source.checkpoint, model_sizes(source.checkpoint)), "int8"))
+"""
+
+
+@pytest.mark.slow
+def test_every_process_finds_the_same_digest(model_folder):
+    """Python's sets have another order in each."""
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", DIGEST, model_folder],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout.split()[-1]
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
+    assert len(digests.pop()) == 32
 
 
 def test_islands_and_ranges_survive_json():
