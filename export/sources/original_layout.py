@@ -90,8 +90,8 @@ def read_networks(path: Path, family: str, config: Path) -> dict[str, nn.Module]
     """
     state = {name: tensor for name, tensor in load_file(path).items() if not IGNORED.fullmatch(name)}
     parts = PARTS[family]
-    networks = {name: _empty(part.network, config / name) for name, part in parts.items()}
-    weights = {name: _converted(state, part, networks[name], path) for name, part in parts.items()}
+    networks = {name: empty_network(part.network, config / name) for name, part in parts.items()}
+    weights = {name: weights_of(state, part, networks[name], path) for name, part in parts.items()}
     expected = [f"{name}.{key}" for name, network in networks.items() for key in network.state_dict()]
     found = {f"{name}.{key}" for name, converted in weights.items() for key in converted}
     missing = [key for key in expected if key not in found]
@@ -104,7 +104,7 @@ def read_networks(path: Path, family: str, config: Path) -> dict[str, nn.Module]
     return networks
 
 
-def _empty(network: type[nn.Module], config: Path) -> nn.Module:
+def empty_network(network: type[nn.Module], config: Path) -> nn.Module:
     """As its configuration says, without memory for weights."""
     with init_empty_weights():
         if issubclass(network, ModelMixin):
@@ -112,8 +112,8 @@ def _empty(network: type[nn.Module], config: Path) -> nn.Module:
         return network(network.config_class.from_pretrained(config))
 
 
-def _converted(state: State, part: Part, network: nn.Module, path: Path) -> State:
-    """The weights of `network`, by its names."""
+def weights_of(state: State, part: Part, network: nn.Module, path: Path) -> State:
+    """What a file's `state` has for `network`, by the network's names. Raises InputError."""
     own = {name: tensor for name, tensor in state.items() if name.startswith(part.prefix)}
     try:
         converted = part.convert(own, network.config)

@@ -13,9 +13,9 @@ from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, S
 from diffusers.loaders.single_file_utils import CHECKPOINT_KEY_NAMES, infer_diffusers_model_type
 from safetensors.torch import load_file, save_file
 
+from bolid_export.graphs import bind_graphs
 from bolid_export.package import default_sampling, noise_schedule, save_tokenizer
-from bolid_export.pipeline import Target, export_bundle
-from bolid_export.sources import Choices, open_source, original_layout, stored
+from bolid_export.sources import Choices, model_sizes, open_source, original_layout, stored
 from bolid_export.sources.clip_merges import clip_tokenizer
 from bolid_export.sources.diffusers_folder import load_folder
 from bolid_export.sources.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, exportable_family
@@ -23,6 +23,7 @@ from bolid_export.sources.files import read_shapes
 from bolid_export.sources.original_layout import IGNORED, PARTS
 from bolid_export.sources.single_file import SD15, SDXL, load_single_file
 from bolid_export.sources.vaes import load_vae
+from bolid_export.to_onnx import to_onnx
 from bolid_sdk.clip_tokenizer import ClipTokenizer
 from bolid_sdk.errors import InputError
 
@@ -205,20 +206,16 @@ def test_a_single_file_is_what_diffusers_makes_of_it(case):
 
 
 @pytest.mark.slow
-def test_bundles_of_a_file_and_of_its_folder_are_equal(sdxl, instant_id, tmp_path):
-    """Every graph, byte for byte."""
-    bundles = [
-        export_bundle(
-            open_source(model, [instant_id / "ip-adapter.bin"], Choices(config=config)),
-            Target(folder=tmp_path / name, precision="fp32", licence="none"),
-        )
-        for name, model, config in (("file", sdxl.file, sdxl.folder), ("folder", sdxl.folder, None))
-    ]
-    graphs = [
-        {entry.file: bundle.manifest.files[entry.file] for entry in bundle.manifest.graphs.values()}
-        for bundle in bundles
-    ]
-    assert graphs[0] == graphs[1]
+def test_the_engines_of_a_file_are_those_of_its_folder(sdxl, instant_id):
+    """Byte for byte."""
+
+    def exported(model, config):
+        checkpoint = open_source(model, [instant_id / "ip-adapter.bin"], Choices(config=config)).checkpoint
+        sizes = model_sizes(checkpoint)
+        graphs, units = bind_graphs(checkpoint, sizes), {"size_step": sizes.size_step, "vae_factor": sizes.vae_factor}
+        return [to_onnx(graphs[name], **units).SerializeToString() for name in ("text_encoder", "denoiser")]
+
+    assert exported(sdxl.file, sdxl.folder) == exported(sdxl.folder, None)
 
 
 def test_the_prediction_type_is_the_schedulers_or_what_is_said(sd15, image_encoder_folder, ip_adapters):
@@ -259,6 +256,7 @@ def test_a_file_that_says_so_predicts_v(keys, metadata, expected, sdxl, instant_
     assert (schedule.prediction_type, schedule.rescale_betas_zero_snr) == (prediction, zero_snr)
     assert (sampling.sampler, sampling.spacing) == ("euler", spacing)
     assert source.decisions["prediction type"] == f"{prediction}, by the {by}"
+    assert (source.decisions["family"], source.decisions["layout"]) == (STABLE_DIFFUSION_XL, "single file")
 
 
 def test_the_scheduler_of_a_turbo_is_that_of_the_named_folder(sdxl, tmp_path):
@@ -314,7 +312,7 @@ def test_sdxls_second_tokenizer_differs_in_what_it_pads_with(tmp_path):
 
 def shipped(family, config):
     """Networks of the shipped configuration at true size, without weights."""
-    return {name: original_layout._empty(part.network, config / name) for name, part in PARTS[family].items()}
+    return {name: original_layout.empty_network(part.network, config / name) for name, part in PARTS[family].items()}
 
 
 @pytest.mark.parametrize(
@@ -349,7 +347,7 @@ def test_the_original_names_are_those_of_the_published_file(family, config, kind
     assert exportable_family({name: tuple(t.shape) for name, t in original.items()}, config) == family
     for name, part in PARTS[family].items():
         state = {key: tensor for key, tensor in original.items() if not IGNORED.fullmatch(key)}
-        converted = original_layout._converted(state, part, networks[name], config)
+        converted = original_layout.weights_of(state, part, networks[name], config)
         expected = networks[name].state_dict()
         assert {n: t.shape for n, t in converted.items()} == {n: t.shape for n, t in expected.items()}
 
