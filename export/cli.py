@@ -47,7 +47,7 @@ Examples:
 @click.option(
     "--model",
     type=click.Path(path_type=Path),
-    help="A diffusers folder of SD1.5 or SDXL, or one .safetensors file of SD1.5. [default: the avatar model]",
+    help="A diffusers folder or one .safetensors file, of SD1.5 or SDXL. [default: the avatar model]",
 )
 @click.option(
     "--adapter",
@@ -74,12 +74,14 @@ Examples:
     "--image-encoder", type=click.Path(path_type=Path), help="The folder of CLIP's vision model that an adapter reads."
 )
 @click.option(
-    "--prediction-type", help="epsilon or v_prediction, where the model does not say. [default: its scheduler's]"
+    "--prediction-type",
+    help="epsilon or v_prediction, where the model does not say. [default: its scheduler's, or what a file's keys say]",
 )
 @click.option(
     "--config",
     type=click.Path(path_type=Path),
-    help="A diffusers folder with the configuration and tokenizer of a single file. [default: SD1.5's]",
+    help="A diffusers folder with the configuration, tokenizers and scheduler of a single file, such as a Turbo's or "
+    "Lightning's, whose weights look like the base's. [default: SD1.5's or SDXL's]",
 )
 @click.option(
     "--precision", default="fp16", show_default=True, help="fp16 for GPUs; fp32 is faster on CPUs; int8 for OpenVINO."

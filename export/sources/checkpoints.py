@@ -33,7 +33,7 @@ from bolid_export.sources.files import PICKLES, sha256, weight_files
 from bolid_export.sources.hot_layers import hot_layers
 from bolid_export.sources.loras import Lora, fuse_loras
 from bolid_export.sources.model import Base, Model
-from bolid_export.sources.single_file import load_single_file
+from bolid_export.sources.single_file import load_single_file, told_prediction
 from bolid_export.sources.vaes import load_vae
 from bolid_sdk.errors import InputError
 from bolid_training.model.lightning import LIGHTNING
@@ -49,7 +49,7 @@ UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeE
 class Choices:
     """What differs from the model's own: files, and what its weights cannot tell.
 
-    `config`: a diffusers folder whose configuration and tokenizer a single file takes, by default SD1.5's;
+    `config`: a diffusers folder whose configuration and tokenizers a single file takes, by default SD1.5's or SDXL's;
     `hot_lora_rank`: the largest rank of LoRAs that requests bring, 0 for none.
     """
 
@@ -175,7 +175,7 @@ def _adapter_hashes(roles: Mapping[Role, AdapterFile], own: Mapping[Role, Adapte
 def _decisions(model: Path, checkpoint: Model, roles: Mapping[Role, AdapterFile], choices: Choices) -> dict[str, str]:
     """What a user should know before the export starts."""
     scheduler = checkpoint.scheduler.config
-    given = "as was said" if choices.prediction_type else f"by the {'default' if model.is_file() else 'scheduler'}"
+    given = "as was said" if choices.prediction_type else f"by the {_prediction_source(model)}"
     decisions = {
         "family": checkpoint.family,
         "layout": "single file" if model.is_file() else "diffusers folder",
@@ -195,6 +195,10 @@ def _decisions(model: Path, checkpoint: Model, roles: Mapping[Role, AdapterFile]
         layers = len(hot_layers(checkpoint))
         decisions["LoRAs of requests"] = f"up to rank {checkpoint.lora_rank} together, in {layers} layers"
     return decisions
+
+
+def _prediction_source(model: Path) -> str:
+    return told_prediction(model) or "default" if model.is_file() else "scheduler"
 
 
 def _encoder_decision(checkpoint: Model, choices: Choices) -> str:

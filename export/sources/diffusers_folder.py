@@ -15,7 +15,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from bolid_export.sources.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL, exportable_family
+from bolid_export.sources.families import STABLE_DIFFUSION_XL, exportable_family
 from bolid_export.sources.files import PICKLES, read_shapes
 from bolid_export.sources.model import Base, Defaults
 from bolid_export.sources.stored import memory_dtype
@@ -27,7 +27,6 @@ from bolid_training.model.schedulers import load_scheduler
 PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 NETWORKS = ("unet", "vae", "text_encoder")
 SECOND_TOWER = ("text_encoder_2", "tokenizer_2")
-FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
 BOLID_CONFIG = "avatar.json"
 
 # What is read of a folder: published ones also hold safety checkers and the weights in other formats.
@@ -76,7 +75,7 @@ def load_folder(folder: Path) -> Base:
 
     Raises InputError for another family; whatever its libraries raise.
     """
-    family = exportable_family(network_shapes(folder / "unet"), folder, FAMILIES)
+    family = exportable_family(network_shapes(folder / "unet"), folder)
     unet = from_pretrained(UNet2DConditionModel, folder / "unet")
     if (lora := folder / LIGHTNING / LORA_FILE).is_file():
         fuse_lora(unet, lora)
@@ -96,13 +95,16 @@ def _second_tower(folder: Path) -> dict[str, Any]:
     """SDXL's, and what its unconditional text is. Raises InputError for a folder without one, as the refiner's."""
     if missing := [part for part in SECOND_TOWER if not (folder / part).is_dir()]:
         raise InputError(f"the SDXL checkpoint {folder} lacks {', '.join(missing)}")
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     return {
         "text_encoder_2": from_pretrained(CLIPTextModelWithProjection, folder / "text_encoder_2"),
         "tokenizer_2": CLIPTokenizer.from_pretrained(folder / "tokenizer_2"),
-        # what StableDiffusionXLPipeline does when its index does not say
-        "zero_unconditional": index.get(ZERO_UNCONDITIONAL, True),
+        "zero_unconditional": zero_unconditional(folder),
     }
+
+
+def zero_unconditional(folder: Path) -> bool:
+    """Whether no text is zeros: what StableDiffusionXLPipeline does when its index does not say."""
+    return json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get(ZERO_UNCONDITIONAL, True)
 
 
 def from_pretrained(network: Any, folder: Path) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from bolid_export.sources.files import Shapes, listed
@@ -12,7 +11,7 @@ STABLE_DIFFUSION = "stable-diffusion"
 """SD1.5 and what is built like it in other widths, as SD2 and the avatar: one text encoder, cross-attention."""
 STABLE_DIFFUSION_XL = "stable-diffusion-xl"
 
-EXPORTABLE = (STABLE_DIFFUSION,)
+EXPORTABLE = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL)
 
 # Names of a tensor that only this family has, in diffusers' UNet folders and in single files.
 MARKS = {
@@ -25,22 +24,29 @@ ENDS = (
     ("conv_in.weight", "conv_out.weight"),
     ("model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.out.2.weight"),
 )
+# First parts of keys that only relatives of these families have, and what they are.
+RELATIVES = {
+    "conditioner.embedders.0.model.": "the refiner of SDXL, which ends what a base began; take the base",
+    "cond_stage_model.model.": "a single file of Stable Diffusion 2; take its diffusers folder",
+    "edm_mean": "a Playground 2.5, which has EDM's noise schedule; expected a linear or scaled linear one",
+    "edm_vpred.": "a CosXL, which has EDM's noise schedule; expected a linear or scaled linear one",
+}
 GUIDANCE_EMBEDDING = "time_embedding.cond_proj.weight"
 
 # Widths of the text that cross-attention reads: only to say what a foreign adapter was made for.
 WIDTHS = {768: "SD1.5", 1024: "SD2", 2048: "SDXL"}
 
 
-def exportable_family(shapes: Shapes, path: Path, exportable: Sequence[str] = EXPORTABLE) -> str:
+def exportable_family(shapes: Shapes, path: Path) -> str:
     """The family of a denoiser's weights. Raises InputError for none, and for one that is not exported."""
     family = _family(shapes)
     if family is None:
         raise InputError(
             f"{path} holds no denoiser of a known family (first keys: {listed(shapes)}); expected weights of "
-            f"{' or '.join(exportable)}"
+            f"{' or '.join(EXPORTABLE)}"
         )
-    if family not in exportable:
-        raise InputError(f"{path} is a {family} model; bolid-export takes {' or '.join(exportable)}")
+    if family not in EXPORTABLE:
+        raise InputError(f"{path} is a {family} model; bolid-export takes {' or '.join(EXPORTABLE)}")
     _require_plain(shapes, path)
     return family
 
@@ -59,6 +65,9 @@ def _family(shapes: Shapes) -> str | None:
 
 def _require_plain(shapes: Shapes, path: Path) -> None:
     """Inpainting and editing models read a picture beside the sample, distilled ones may read their guidance."""
+    for start, relative in RELATIVES.items():
+        if any(name.startswith(start) for name in shapes):
+            raise InputError(f"{path} is {relative}")
     if GUIDANCE_EMBEDDING in shapes:
         raise InputError(
             f"{path} reads its guidance as an input ({GUIDANCE_EMBEDDING}), as latent consistency models do; take "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -45,13 +45,16 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def require_keys(path: Path, what: str, found: Iterable[str], expected: Iterable[str]) -> None:
     """Raises InputError that lists the missing and the unknown keys of a file that is said to be a `what`."""
     found, expected = set(found), set(expected)
+    require_no_differences(path, f"{what} for this model", expected - found, found - expected)
+
+
+def require_no_differences(path: Path, what: str, missing: Collection[str], unknown: Collection[str]) -> None:
+    """Raises InputError that counts both and lists the first few."""
     differences = [
-        f"{len(keys)} {word}: {listed(keys)}"
-        for word, keys in (("missing", expected - found), ("unknown", found - expected))
-        if keys
+        f"{len(keys)} {word}: {listed(keys)}" for word, keys in (("missing", missing), ("unknown", unknown)) if keys
     ]
     if differences:
-        raise InputError(f"{path} has not the keys of {what} for this model: {'; '.join(differences)}")
+        raise InputError(f"{path} has not the keys of {what}: {'; '.join(differences)}")
 
 
 def sha256(path: Path) -> str:

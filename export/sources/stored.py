@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch import Tensor
 
 # Bytes on disk above which float32 copies of everything do not fit into the memory of an ordinary machine.
 LARGE = 1 << 30
@@ -14,9 +16,14 @@ LARGE = 1 << 30
 def memory_dtype(folder: Path) -> torch.dtype:
     """float16 for weights of gigabytes that are float16 throughout, else float32."""
     files = sorted(folder.rglob("*.safetensors"))
-    if sum(file.stat().st_size for file in files) < LARGE:
-        return torch.float32
-    return torch.float16 if all(_is_half(file) for file in files) else torch.float32
+    large = sum(file.stat().st_size for file in files) >= LARGE
+    return torch.float16 if large and all(_is_half(file) for file in files) else torch.float32
+
+
+def tensors_dtype(tensors: Collection[Tensor]) -> torch.dtype:
+    """Likewise, of a network that shares its file with others."""
+    large = sum(tensor.nbytes for tensor in tensors) >= LARGE
+    return torch.float16 if large and all(tensor.dtype == torch.float16 for tensor in tensors) else torch.float32
 
 
 def _is_half(file: Path) -> bool:

@@ -234,24 +234,27 @@ def small_sdxl_unet() -> UNet2DConditionModel:
 
 @pytest.fixture(scope="session")
 def sdxl_folder(tmp_path_factory) -> Path:
-    """A small SDXL as it is published; its two towers read the same ids."""
+    """A small SDXL as it is published; its two towers read the same ids and are of different widths."""
     torch.manual_seed(3)
     tokenizer = byte_tokenizer()
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH // 2,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        projection_dim=PROJECTION,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+    config, config_2 = (
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            projection_dim=PROJECTION,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        for width in (24, WIDTH - 24)
     )
     pipe = StableDiffusionXLPipeline(
         unet=small_sdxl_unet(),
         vae=small_vae(),
         text_encoder=CLIPTextModel(config),
-        text_encoder_2=CLIPTextModelWithProjection(config),
+        text_encoder_2=CLIPTextModelWithProjection(config_2),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         scheduler=EulerDiscreteScheduler(
