@@ -32,7 +32,7 @@ def openvino_backend() -> OvBackend:
 def compile_ahead(bundle: Bundle, progress: Callable[[str], None] = lambda stage: None) -> list[str]:
     """Compiles what a first picture with the bundle's defaults runs, into the cache. Returns the graphs' names.
 
-    None where nothing is cached. Raises BackendError for what OpenVINO cannot compile.
+    Empty where nothing is cached. Raises BackendError for what OpenVINO cannot compile.
     """
     backend = openvino_backend()
     names = first_graphs(bundle.manifest) if backend.caches else []

@@ -163,7 +163,7 @@ def test_a_stopped_export_does_not_trace_again(source, tmp_path, monkeypatch):
         with pytest.raises(Stopped):
             export_bundle(source, target, stop_after_one)
         monkeypatch.setattr(pipeline, "write_onnx", None)
-    assert stages == [
+    assert [stage for stage in stages if stage.startswith("tracing")] == [
         "tracing text_encoder",
         "tracing pose_estimator",
         "tracing text_encoder, done before",
