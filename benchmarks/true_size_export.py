@@ -14,8 +14,9 @@ import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -65,12 +66,12 @@ def export(model: Path, name: str) -> dict[str, Any]:
     settings = EXPORTS[name]
     source = open_source(model)
     capability = settings.get("compute_capability")
-    request = EngineRequest.parse(capability, settings["batch"], None) if capability else None
-    marks: list[tuple[str, float, int]] = [("opening", start, 0)]
+    request = EngineRequest.parse("tensorrt-rtx", capability, settings["batch"], None) if capability else None
+    marks = [Mark("opening", start, 0.0)]
 
     def progress(stage: str) -> None:
         click.echo(f"{time.perf_counter() - start:7.1f} s  {peak_rss() >> 20:6} MB  {stage}", err=True)
-        marks.append((stage, time.perf_counter(), peak_rss()))
+        marks.append(Mark(stage, time.perf_counter(), time.process_time()))
 
     target = Target(
         folder=BUNDLES / f"{model.name}-{name}",
@@ -80,24 +81,34 @@ def export(model: Path, name: str) -> dict[str, Any]:
         engines=request.resolve(model_sizes(source.checkpoint)) if request else None,
     )
     bundle = export_bundle(source, target, progress)
-    end = time.perf_counter()
-    ends = [*(mark[1] for mark in marks[1:]), end]
+    end = Mark("", time.perf_counter(), time.process_time())
+    spans = list(pairwise([*marks, end]))
     engines = {graph: e.build for graph, entry in bundle.manifest.graphs.items() for e in entry.engines.values()}
     return {
         "model": model.name,
         "export": name,
         "precision": settings["precision"],
         "family": bundle.manifest.family,
-        "seconds": round(end - start, 1),
+        "seconds": round(end.clock - start, 1),
+        "processor_seconds": round(end.processor, 1),
         "engine_seconds": round(sum(build["seconds"] for build in engines.values()), 1),
         "rss_mb": peak_rss() >> 20,
         "engine_rss_mb": max([(build["peak_bytes"] or 0) >> 20 for build in engines.values()], default=0),
         "bytes": sum(file.stat().st_size for file in bundle.path.rglob("*") if file.is_file()),
-        "stages": {mark[0]: round(stop - mark[1], 1) for mark, stop in zip(marks, ends, strict=True)},
+        "stages": {mark.stage: round(after.clock - mark.clock, 1) for mark, after in spans},
+        "processor_stages": {mark.stage: round(after.processor - mark.processor, 1) for mark, after in spans},
         "engines": engines,
         "verification": {key: bundle.manifest.verification[key] for key in ("effort", "loop")},
         "load": os.getloadavg()[0],
     }
+
+
+class Mark(NamedTuple):
+    """When a stage began: by the clock, and in seconds of processor time, which others on the machine do not change."""
+
+    stage: str
+    clock: float
+    processor: float
 
 
 def peak_rss() -> int:

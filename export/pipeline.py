@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -26,11 +27,12 @@ from bolid_export.package import (
     save_tokenizers,
     verified_sampling,
 )
-from bolid_export.precision import Island, Precision, find_islands, lower
+from bolid_export.precision import Island, Peaks, Precision, islands, lower, watch_peaks
 from bolid_export.quantise import GRAPHS as QUANTISED_GRAPHS
 from bolid_export.quantise import quantise
 from bolid_export.report import engine_report, report
 from bolid_export.residency import Residency
+from bolid_export.scene import condition
 from bolid_export.sources import Source, model_sizes
 from bolid_export.stream import write_onnx
 from bolid_export.to_tensorrt import build_engines
@@ -43,6 +45,7 @@ from bolid_export.verify import (
     check_loop,
     load_engines,
     reference_picture,
+    remembered,
     require_passed,
     verification,
 )
@@ -86,14 +89,15 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
     graphs = bind_graphs(source.checkpoint, sizes)
     residency = Residency(graphs.values())
     with residency.automatic():
-        calibration = _calibrate(source, graphs, sizes, progress)
-    with tempfile.TemporaryDirectory(prefix="bolid-export-") as name:
+        calibration, peaks = _calibrate(source, graphs, sizes, progress)
+    with tempfile.TemporaryDirectory(prefix=".bolid-export-", dir=_existing(target.folder.parent)) as name:
         folder = Path(name)
         lowered = []
         for graph in graphs.values():
-            with residency.only(graph):
-                records = calibration.records[graph.spec.name]
-                lowered.append(_trace(graph, records, target.precision, sizes, folder, progress))
+            progress(f"tracing {graph.spec.name}")
+            records = calibration.records[graph.spec.name]
+            lowered.append(_trace(graph, records, peaks, target.precision, residency, sizes, folder))
+            residency.release(graph)
         checked = _verify(source, graphs, calibration, target.precision, folder, progress)
         engines = _build(graphs, sizes, target, folder, progress)
         progress("packaging")
@@ -109,15 +113,25 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
         return _package(source, graphs, calibration, target, folder, checked, engines)
 
 
-def _calibrate(source: Source, graphs: Mapping[str, Graph], sizes: Sizes, progress: Progress) -> Calibration:
+def _existing(folder: Path) -> Path | None:
+    """Where gigabytes can be linked from into `folder`; None, the system's place, where nothing can be written."""
+    found = next((parent for parent in (folder, *folder.absolute().parents) if parent.is_dir()), None)
+    return found if found and os.access(found, os.W_OK) else None
+
+
+def _calibrate(
+    source: Source, graphs: Mapping[str, Graph], sizes: Sizes, progress: Progress
+) -> tuple[Calibration, Peaks]:
     progress("making reference pictures in PyTorch")
     checkpoint, effort = source.checkpoint, _effort(source, graphs, sizes)
     table, guidance = _table(source, effort), default_sampling(checkpoint).guidance
-    made = calibrate(checkpoint, graphs, effort.sizes(sizes), table, guidance, reduced=effort.reduced)
+    with watch_peaks(graph.network for graph in graphs.values()) as peaks:
+        made = calibrate(checkpoint, graphs, effort.sizes(sizes), table, guidance, reduced=effort.reduced)
+    sampling: dict[str, Any] = {"steps": effort.steps, "guidance": guidance}
     references = [
-        reference_picture(checkpoint, graphs, scene, steps=effort.steps, guidance=guidance) for scene in made.scenes
+        reference_picture(checkpoint, graphs, scene, **sampling, records=made.records) for scene in made.scenes
     ]
-    return replace(made, references=tuple(references))
+    return replace(made, references=tuple(references)), peaks
 
 
 def _effort(source: Source, graphs: Mapping[str, Graph], sizes: Sizes) -> Effort:
@@ -139,19 +153,30 @@ class Lowered:
 
 
 def _trace(
-    graph: Graph, records: list[Record], precision: Precision, sizes: Sizes, folder: Path, progress: Progress
+    graph: Graph,
+    records: list[Record],
+    peaks: Peaks,
+    precision: Precision,
+    residency: Residency,
+    sizes: Sizes,
+    folder: Path,
 ) -> Lowered:
     """Writes one graph in that precision."""
-    progress(f"tracing {graph.spec.name}")
-    lowered = _quantise(graph, records) if precision == "int8" else _lower(graph, records, precision)
-    write_onnx(lowered.graph, folder, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
+    lowered = _lower(graph, records, peaks, precision, residency)
+    # fp16 networks have their own islands, the others are float32 whatever they are stored in
+    dtype = None if precision == "fp16" else torch.float32
+    write_onnx(lowered.graph, folder, dtype=dtype, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
     # its graph goes with the memory it holds
     return replace(lowered, graph=None)
 
 
-def _lower(graph: Graph, records: list[Record], precision: Precision) -> Lowered:
-    islands = find_islands(graph, _tensors(graph, records, 8)) if precision == "fp16" else []
-    lowered = Lowered(graph=lower(graph, precision, islands), islands=islands)
+def _lower(graph: Graph, records: list[Record], peaks: Peaks, precision: Precision, residency: Residency) -> Lowered:
+    """One graph in that precision, its weights at rest."""
+    if precision == "int8":
+        with residency.automatic():
+            return _quantise(graph, records)
+    found = islands(graph, peaks) if precision == "fp16" else []
+    lowered = Lowered(graph=lower(graph, precision, found), islands=found)
     if precision == "fp16":
         # CPU runtimes compute float16 graphs in float32, so only PyTorch shows here what a GPU will do
         with HalfOnFloat32():
@@ -186,11 +211,15 @@ def _verify(
     files = {name: folder / f"{name}.onnx" for name in graphs}
     specs = {name: graph.spec for name, graph in graphs.items()}
     effort = _effort(source, graphs, model_sizes(checkpoint))
-    engines = (OneAtATime if effort.reduced else load_engines)(files, specs)
+    engines = remembered((OneAtATime if effort.reduced else load_engines)(files, specs), specs)
     checks: list[OutputCheck] = []
-    for name, graph in graphs.items():
+    for name in sorted(graphs, key="denoiser".__eq__):
         progress(f"verifying {name}")
-        checks += check_graph(graph.spec, engines[name], calibration.records[name], limits)
+        if name == "denoiser":
+            # the loop goes on with what is loaded then
+            for scene in calibration.scenes:
+                condition(engines, scene, model_sizes(checkpoint))
+        checks += check_graph(specs[name], engines[name], calibration.records[name], limits)
     require_passed(checks)
     progress("verifying the whole loop")
     table, guidance = _table(source, effort), default_sampling(checkpoint).guidance
@@ -237,4 +266,4 @@ def _package(
         verification=checked,
         engines={name: {engine.key.library: engine} for name, engine in engines.items()},
     )
-    return write_bundle(target.folder, manifest, files, overwrite=target.overwrite)
+    return write_bundle(target.folder, manifest, files, overwrite=target.overwrite, link=True)
