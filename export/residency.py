@@ -57,16 +57,20 @@ class Residency:
         self._warm = []
 
     def release(self, graph: Graph) -> None:
-        """Gives up the parameters of `graph` that no other graph needs; it cannot run any more."""
+        """Gives up the parameters of `graph` that no other graph needs; it cannot run any more.
+
+        Of a model that has none in float16, which is not large, nothing is given up.
+        """
         self.cool()
         self._graphs.remove(graph)
+        if not self._stored_half:
+            return
         needed = {id(p) for other in self._graphs for p in other.parameters()}
-        released = [parameter for parameter in self._watched(graph) if id(parameter) not in needed]
-        for parameter in released:
-            # the shape stays: sizes are read from it
-            parameter.data = torch.zeros((), dtype=torch.float16).expand(parameter.shape)
-        if released:
-            give_back_memory()
+        for parameter in graph.parameters():
+            if id(parameter) not in needed:
+                # the shape stays: sizes are read from it
+                parameter.data = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+        give_back_memory()
 
     def _watched(self, module: nn.Module) -> list[nn.Parameter]:
         return [p for p in module.parameters() if id(p) in self._stored_half]

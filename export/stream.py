@@ -49,7 +49,7 @@ def stream_onnx(
     with stand_ins(graph, dtype) as weights:
         program = trace(graph, size_step=size_step, vae_factor=vae_factor)
         halves = _move_weights(program, weights, _data_file(file))
-    model = finish(program.model_proto, graph.spec)
+        model = finish(program.model_proto, graph.spec)
     declare_half(model, halves)
     onnx.save(model, file)
     onnx.checker.check_model(str(file))
