@@ -16,6 +16,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, NamedTuple
 
 import click
@@ -68,10 +69,14 @@ def export(model: Path, name: str) -> dict[str, Any]:
     capability = settings.get("compute_capability")
     request = EngineRequest.parse("tensorrt-rtx", capability, settings["batch"], None) if capability else None
     marks = [Mark("opening", start, 0.0)]
+    memory = FamilyMemory()
+    memory.start()
 
     def progress(stage: str) -> None:
         click.echo(f"{time.perf_counter() - start:7.1f} s  {peak_rss() >> 20:6} MB  {stage}", err=True)
-        marks.append(Mark(stage, time.perf_counter(), time.process_time()))
+        if stage.startswith("building"):
+            memory.ended.set()  # a builder's memory has a column of its own
+        marks.append(Mark(stage, time.perf_counter(), processor_seconds()))
 
     target = Target(
         folder=BUNDLES / f"{model.name}-{name}",
@@ -81,7 +86,7 @@ def export(model: Path, name: str) -> dict[str, Any]:
         engines=request.resolve(model_sizes(source.checkpoint)) if request else None,
     )
     bundle = export_bundle(source, target, progress)
-    end = Mark("", time.perf_counter(), time.process_time())
+    end = Mark("", time.perf_counter(), processor_seconds())
     spans = list(pairwise([*marks, end]))
     engines = {graph: e.build for graph, entry in bundle.manifest.graphs.items() for e in entry.engines.values()}
     return {
@@ -92,7 +97,7 @@ def export(model: Path, name: str) -> dict[str, Any]:
         "seconds": round(end.clock - start, 1),
         "processor_seconds": round(end.processor, 1),
         "engine_seconds": round(sum(build["seconds"] for build in engines.values()), 1),
-        "rss_mb": peak_rss() >> 20,
+        "rss_mb": max(peak_rss(), memory.peak) >> 20,
         "engine_rss_mb": max([(build["peak_bytes"] or 0) >> 20 for build in engines.values()], default=0),
         "bytes": sum(file.stat().st_size for file in bundle.path.rglob("*") if file.is_file()),
         "stages": {mark.stage: round(after.clock - mark.clock, 1) for mark, after in spans},
@@ -109,6 +114,33 @@ class Mark(NamedTuple):
     stage: str
     clock: float
     processor: float
+
+
+def processor_seconds() -> float:
+    """Of this process and its children that have ended."""
+    return sum(os.times()[:4])
+
+
+class FamilyMemory(Thread):
+    """Largest resident memory of this process together with its children, in bytes: one of them traces."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.ended = 0, Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.25):
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            self.peak = max(self.peak, sum(map(resident, ["self", *children])))
+
+
+def resident(process: str) -> int:
+    """Bytes; 0 for a process that has ended."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_rss() -> int:

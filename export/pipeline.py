@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ from bolid_export.report import engine_report, report
 from bolid_export.residency import Residency
 from bolid_export.scene import condition
 from bolid_export.sources import Source, model_sizes
-from bolid_export.stream import write_onnx
+from bolid_export.stream import trace_apart, write_onnx
 from bolid_export.to_tensorrt import build_engines
 from bolid_export.torch_engine import Record, TorchEngine
+from bolid_export.trace_ahead import TraceAhead
 from bolid_export.verify import (
     LIMITS,
     OneAtATime,
@@ -55,6 +57,8 @@ from bolid_sdk.contracts import Sizes, graph_specs
 from bolid_sdk.schedule import SamplerTable
 
 Progress = Callable[[str], None]
+
+LONGEST = "denoiser"
 
 # Ranges need many different activations, the search few: each of its trials runs all of them.
 CALIBRATION_RECORDS, SEARCH_RECORDS = 16, 4
@@ -88,15 +92,18 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
     sizes = model_sizes(source.checkpoint)
     graphs = bind_graphs(source.checkpoint, sizes)
     residency = Residency(graphs.values())
-    with residency.automatic():
-        calibration, peaks = _calibrate(source, graphs, sizes, progress)
-    with tempfile.TemporaryDirectory(prefix=".bolid-export-", dir=_existing(target.folder.parent)) as name:
+    with (
+        tempfile.TemporaryDirectory(prefix=".bolid-export-", dir=_existing(target.folder.parent)) as name,
+        _ahead(graphs, sizes, target.precision, residency) as ahead,
+    ):
         folder = Path(name)
+        with residency.automatic():
+            calibration, peaks = _calibrate(source, graphs, sizes, progress)
         lowered = []
         for graph in graphs.values():
             progress(f"tracing {graph.spec.name}")
-            records = calibration.records[graph.spec.name]
-            lowered.append(_trace(graph, records, peaks, target.precision, residency, sizes, folder))
+            part = _lower(graph, calibration.records[graph.spec.name], peaks, target.precision, residency)
+            lowered.append(_trace(part, sizes, target.precision, folder, ahead))
             residency.release(graph)
         checked = _verify(source, graphs, calibration, target.precision, folder, progress)
         engines = _build(graphs, sizes, target, folder, progress)
@@ -152,22 +159,19 @@ class Lowered:
     quantised: dict[str, Any] | None = None
 
 
-def _trace(
-    graph: Graph,
-    records: list[Record],
-    peaks: Peaks,
-    precision: Precision,
-    residency: Residency,
-    sizes: Sizes,
-    folder: Path,
-) -> Lowered:
-    """Writes one graph in that precision."""
-    lowered = _lower(graph, records, peaks, precision, residency)
+def _ahead(
+    graphs: Mapping[str, Graph], sizes: Sizes, precision: Precision, residency: Residency
+) -> AbstractContextManager[TraceAhead | None]:
+    """The longest trace of a large model; in fp16 in the hope of no islands. What int8 will be, nobody knows yet."""
+    if not residency.large or precision == "int8" or LONGEST not in graphs:
+        return nullcontext()
+    return TraceAhead(lower(graphs[LONGEST], precision), **_options(sizes, precision))
+
+
+def _options(sizes: Sizes, precision: Precision) -> dict[str, Any]:
     # fp16 networks have their own islands, the others are float32 whatever they are stored in
     dtype = None if precision == "fp16" else torch.float32
-    write_onnx(lowered.graph, folder, dtype=dtype, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
-    # its graph goes with the memory it holds
-    return replace(lowered, graph=None)
+    return {"size_step": sizes.size_step, "vae_factor": sizes.vae_factor, "dtype": dtype}
 
 
 def _lower(graph: Graph, records: list[Record], peaks: Peaks, precision: Precision, residency: Residency) -> Lowered:
@@ -182,6 +186,14 @@ def _lower(graph: Graph, records: list[Record], peaks: Peaks, precision: Precisi
         with HalfOnFloat32():
             require_passed(check_graph(graph.spec, TorchEngine(lowered.graph), records, LIMITS[precision]))
     return lowered
+
+
+def _trace(part: Lowered, sizes: Sizes, precision: Precision, folder: Path, ahead: TraceAhead | None) -> Lowered:
+    """Writes the graph, and gives it up with the memory it holds."""
+    usable = ahead and part.graph.spec.name == LONGEST and not part.islands
+    traced = (ahead.result() if usable else None) or trace_apart(part.graph, **_options(sizes, precision))
+    write_onnx(traced, part.graph.parameters(), folder)
+    return replace(part, graph=None)
 
 
 def _quantise(graph: Graph, records: list[Record]) -> Lowered:

@@ -25,6 +25,11 @@ class Residency:
         self._stored_half = {id(p) for graph in self._graphs for p in graph.parameters() if p.dtype == torch.float16}
         self._warm: list[nn.Parameter] = []
 
+    @property
+    def large(self) -> bool:
+        """Whether there are any: so much weight is kept in float16 only."""
+        return bool(self._stored_half)
+
     @contextmanager
     def automatic(self) -> Iterator[None]:
         """Inside, whatever runs is warmed; afterwards everything is as it is stored."""
@@ -63,7 +68,7 @@ class Residency:
         """
         self.cool()
         self._graphs.remove(graph)
-        if not self._stored_half:
+        if not self.large:
             return
         needed = {id(p) for other in self._graphs for p in other.parameters()}
         for parameter in graph.parameters():

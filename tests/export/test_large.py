@@ -20,6 +20,7 @@ from bolid_export.remembered import Remembered
 from bolid_export.residency import Residency
 from bolid_export.sources import open_source, stored
 from bolid_export.torch_engine import TorchEngine
+from bolid_export.trace_ahead import TraceAhead
 from bolid_export.verify import load_engines
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 
@@ -52,7 +53,7 @@ def test_a_large_model_is_exported_and_verified(model_folder, tmp_path, monkeypa
     loaded = Counter()
 
     def load(files, specs):
-        loaded.update(files)
+        loaded.update(list(files))
         return load_engines(files, specs)
 
     monkeypatch.setattr("bolid_export.verify.load_engines", load)
@@ -84,7 +85,7 @@ def affine(sizes):
 
 def test_streamed_weights_compute_the_same(affine, sizes, tmp_path):
     units = {"size_step": sizes.size_step, "vae_factor": sizes.vae_factor}
-    streamed = stream.stream_onnx(affine, tmp_path, **units)
+    streamed = stream.stream_onnx(stream.trace_apart(affine, **units), affine.parameters(), tmp_path)
     inputs = {"pixels": np.random.default_rng(0).standard_normal((3, 100), np.float32)}
     expected = affine(torch.from_numpy(inputs["pixels"]))[0].numpy()
     found = load_engines({"affine": streamed}, {"affine": affine.spec})["affine"].run(inputs)["latents"]
@@ -97,7 +98,11 @@ def test_streamed_weights_are_the_embedded_ones(affine, sizes, tmp_path):
     for folder in folders:
         folder.mkdir()
     writers = (stream.stream_onnx, stream.write_onnx)
-    models = [onnx.load(write(affine, f, **units)) for write, f in zip(writers, folders, strict=True)]
+    traces = [stream.trace_apart(affine, **units) for _ in folders]
+    models = [
+        onnx.load(write(traced, affine.parameters(), folder))
+        for write, traced, folder in zip(writers, traces, folders, strict=True)
+    ]
     weights = [{t.name: numpy_helper.to_array(t) for t in model.graph.initializer} for model in models]
     assert weights[0].keys() == weights[1].keys()
     assert all(np.array_equal(weights[0][name], array) for name, array in weights[1].items())
@@ -121,7 +126,8 @@ def test_weights_at_rest_are_traced_as_float32_ones(sizes, tmp_path):
         folder.mkdir()
         network.to(at_rest)
         before = [parameter.data_ptr() for parameter in graph.parameters()]
-        file = stream.write_onnx(graph, folder, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
+        traced = stream.trace_apart(graph, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
+        file = stream.write_onnx(traced, graph.parameters(), folder)
         assert [parameter.data_ptr() for parameter in graph.parameters()] == before
         assert {parameter.dtype for parameter in graph.parameters()} == {at_rest}
         found = load_engines({"affine": file}, {"affine": spec})["affine"].run(inputs)["latents"]
@@ -130,6 +136,20 @@ def test_weights_at_rest_are_traced_as_float32_ones(sizes, tmp_path):
     assert contents[0] == contents[1]
     # 2 bytes a weight
     assert len(contents[0]) < 2 * 240_000 + 10_000
+
+
+@pytest.mark.slow
+def test_a_trace_in_another_process_is_the_same(large_source, sizes, tmp_path):
+    graph = bind_graphs(large_source.checkpoint, sizes)["vae_decoder"]
+    units = {"size_step": sizes.size_step, "vae_factor": sizes.vae_factor}
+    with TraceAhead(graph, **units) as ahead:
+        elsewhere = ahead.result()
+    here = stream.trace_apart(graph, **units)
+    contents = []
+    for name, traced in (("here", here), ("elsewhere", elsewhere)):
+        (tmp_path / name).mkdir()
+        contents.append(stream.write_onnx(traced, graph.parameters(), tmp_path / name).read_bytes())
+    assert contents[0] == contents[1]
 
 
 def test_what_was_answered_is_neither_run_nor_loaded_again(affine):
