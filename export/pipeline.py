@@ -97,8 +97,9 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
         _ahead(graphs, sizes, target.precision, residency) as ahead,
     ):
         folder = Path(name)
-        with residency.automatic():
-            calibration, peaks = _calibrate(source, graphs, sizes, progress)
+        lowers = target.precision == "fp16"
+        with residency.automatic(), watch_peaks(g.network for g in graphs.values() if lowers) as peaks:
+            calibration = _calibrate(source, graphs, sizes, progress)
         lowered = []
         for graph in graphs.values():
             progress(f"tracing {graph.spec.name}")
@@ -126,19 +127,16 @@ def _existing(folder: Path) -> Path | None:
     return found if found and os.access(found, os.W_OK) else None
 
 
-def _calibrate(
-    source: Source, graphs: Mapping[str, Graph], sizes: Sizes, progress: Progress
-) -> tuple[Calibration, Peaks]:
+def _calibrate(source: Source, graphs: Mapping[str, Graph], sizes: Sizes, progress: Progress) -> Calibration:
     progress("making reference pictures in PyTorch")
     checkpoint, effort = source.checkpoint, _effort(source, graphs, sizes)
     table, guidance = _table(source, effort), default_sampling(checkpoint).guidance
-    with watch_peaks(graph.network for graph in graphs.values()) as peaks:
-        made = calibrate(checkpoint, graphs, effort.sizes(sizes), table, guidance, reduced=effort.reduced)
+    made = calibrate(checkpoint, graphs, effort.sizes(sizes), table, guidance, reduced=effort.reduced)
     sampling: dict[str, Any] = {"steps": effort.steps, "guidance": guidance}
     references = [
         reference_picture(checkpoint, graphs, scene, **sampling, records=made.records) for scene in made.scenes
     ]
-    return replace(made, references=tuple(references)), peaks
+    return replace(made, references=tuple(references))
 
 
 def _effort(source: Source, graphs: Mapping[str, Graph], sizes: Sizes) -> Effort:
