@@ -1,10 +1,12 @@
 """Checkpoints of Stable Diffusion 1.5's true sizes, with random weights: for speed, memory and parity, not for looks.
 
-    python benchmarks/true_size.py --out runs/sd15       runs/sd15, and runs/sd15-taesd with a small autoencoder
+    python benchmarks/true_size.py --out runs/sd15       runs/sd15, runs/sd15-taesd with a small autoencoder, and
+                                                         runs/sd15-ip-adapter-plus
 
 UNet, text encoder (CLIP-L), image encoder (CLIP-H) and autoencoder have the published sizes, the adapter those of
 IP-Adapter-Plus with a T2I-Adapter. The pose estimator and the tokenizer are the avatar's, which are trained: so a
-reference is really found and a prompt really read. About 3.7 GB in float16; one part at a time is in memory.
+reference is really found and a prompt really read. About 3.7 GB in float16; one part at a time is in memory. The last
+one is what most people have: a plain SD1.5 with one IP-Adapter-Plus, and nothing of BoLID.
 """
 
 import json
@@ -51,9 +53,10 @@ BORROWED = ("pose_estimator", "tokenizer")
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(out: Path) -> None:
-    """Write OUT and OUT-taesd. They share files by hard links where they are equal."""
+    """Write OUT, OUT-taesd and OUT-ip-adapter-plus. They share files by hard links where they are equal."""
     write_checkpoint(out)
     with_tiny_autoencoder(out, out.with_name(f"{out.name}-taesd"))
+    with_ip_adapter_plus(out, out.with_name(f"{out.name}-ip-adapter-plus"))
 
 
 def write_checkpoint(folder: Path, seed: int = 0) -> None:
@@ -76,6 +79,14 @@ def with_tiny_autoencoder(original: Path, folder: Path) -> None:
     index = folder / "model_index.json"
     index.unlink()
     index.write_text(json.dumps(_index() | {"vae": ["diffusers", "AutoencoderTiny"]}, indent=2) + "\n")
+
+
+def with_ip_adapter_plus(original: Path, folder: Path) -> None:
+    """The same base with one adapter: BoLID's image prompt is an IP-Adapter-Plus, and alone it is the identity."""
+    ours = {"adapter", "pose_estimator", "avatar.json"}
+    copytree(original, folder, copy_function=os.link, ignore=lambda path, names: ours & set(names))
+    (folder / "adapter").mkdir()
+    os.link(original / "adapter" / "image_prompt.safetensors", folder / "adapter" / "identity.safetensors")
 
 
 def unet() -> UNet2DConditionModel:

@@ -14,8 +14,10 @@ import subprocess
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from threading import Event, Thread
+from typing import Any, NamedTuple
 
 import click
 
@@ -65,12 +67,16 @@ def export(model: Path, name: str) -> dict[str, Any]:
     settings = EXPORTS[name]
     source = open_source(model)
     capability = settings.get("compute_capability")
-    request = EngineRequest.parse(capability, settings["batch"], None) if capability else None
-    marks: list[tuple[str, float, int]] = [("opening", start, 0)]
+    request = EngineRequest.parse("tensorrt-rtx", capability, settings["batch"], None) if capability else None
+    marks = [Mark("opening", start, 0.0)]
+    memory = FamilyMemory()
+    memory.start()
 
     def progress(stage: str) -> None:
         click.echo(f"{time.perf_counter() - start:7.1f} s  {peak_rss() >> 20:6} MB  {stage}", err=True)
-        marks.append((stage, time.perf_counter(), peak_rss()))
+        if stage.startswith("building"):
+            memory.ended.set()  # a builder's memory has a column of its own
+        marks.append(Mark(stage, time.perf_counter(), processor_seconds()))
 
     target = Target(
         folder=BUNDLES / f"{model.name}-{name}",
@@ -80,24 +86,61 @@ def export(model: Path, name: str) -> dict[str, Any]:
         engines=request.resolve(model_sizes(source.checkpoint)) if request else None,
     )
     bundle = export_bundle(source, target, progress)
-    end = time.perf_counter()
-    ends = [*(mark[1] for mark in marks[1:]), end]
+    end = Mark("", time.perf_counter(), processor_seconds())
+    spans = list(pairwise([*marks, end]))
     engines = {graph: e.build for graph, entry in bundle.manifest.graphs.items() for e in entry.engines.values()}
     return {
         "model": model.name,
         "export": name,
         "precision": settings["precision"],
         "family": bundle.manifest.family,
-        "seconds": round(end - start, 1),
+        "seconds": round(end.clock - start, 1),
+        "processor_seconds": round(end.processor, 1),
         "engine_seconds": round(sum(build["seconds"] for build in engines.values()), 1),
-        "rss_mb": peak_rss() >> 20,
+        "rss_mb": max(peak_rss(), memory.peak) >> 20,
         "engine_rss_mb": max([(build["peak_bytes"] or 0) >> 20 for build in engines.values()], default=0),
         "bytes": sum(file.stat().st_size for file in bundle.path.rglob("*") if file.is_file()),
-        "stages": {mark[0]: round(stop - mark[1], 1) for mark, stop in zip(marks, ends, strict=True)},
+        "stages": {mark.stage: round(after.clock - mark.clock, 1) for mark, after in spans},
+        "processor_stages": {mark.stage: round(after.processor - mark.processor, 1) for mark, after in spans},
         "engines": engines,
         "verification": {key: bundle.manifest.verification[key] for key in ("effort", "loop")},
         "load": os.getloadavg()[0],
     }
+
+
+class Mark(NamedTuple):
+    """When a stage began: by the clock, and in seconds of processor time, which others on the machine do not change."""
+
+    stage: str
+    clock: float
+    processor: float
+
+
+def processor_seconds() -> float:
+    """Of this process and its children that have ended."""
+    return sum(os.times()[:4])
+
+
+class FamilyMemory(Thread):
+    """Largest resident memory of this process together with its children, in bytes: one of them traces."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self.ended = 0, Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.25):
+            children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+            self.peak = max(self.peak, sum(map(resident, ["self", *children])))
+
+
+def resident(process: str) -> int:
+    """Bytes; 0 for a process that has ended."""
+    try:
+        pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def peak_rss() -> int:

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -107,16 +107,22 @@ class Bundle:
 
 
 def write_bundle(
-    path: str | os.PathLike[str], manifest: Manifest, files: Mapping[str, Path], *, overwrite: bool = False
+    path: str | os.PathLike[str],
+    manifest: Manifest,
+    files: Mapping[str, Path],
+    *,
+    overwrite: bool = False,
+    link: bool = False,
 ) -> Bundle:
     """Copies `files` (name in the bundle -> where it is now) and writes the manifest, whole or not at all.
 
-    `manifest.files` is filled in here. The result is opened, hence checked, before it takes its place. Raises
-    BundleError and OutputError.
+    `manifest.files` is filled in here. The result is opened, hence checked, before it takes its place. `link`: hard
+    links instead of copies where the file system has them, for files that are given up afterwards. Raises BundleError
+    and OutputError.
     """
-    target = Path(path)
+    target, place = Path(path), _link if link else shutil.copyfile
     with atomic_folder(target, overwrite=overwrite) as folder:
-        entries = {name: _copy(source, folder / PurePosixPath(name)) for name, source in sorted(files.items())}
+        entries = {name: _put(place, file, folder / PurePosixPath(name)) for name, file in sorted(files.items())}
         complete = replace(manifest, files=entries)
         text = json.dumps(complete.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
@@ -158,7 +164,14 @@ def _read_manifest(folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def _copy(source: Path, target: Path) -> FileEntry:
+def _put(place: Callable[[Path, Path], object], source: Path, target: Path) -> FileEntry:
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    place(source, target)
     return FileEntry(bytes=target.stat().st_size, sha256=file_sha256(target))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)

@@ -33,7 +33,9 @@ def store_compactly(model: onnx.ModelProto) -> None:
 
 
 def as_half(values: NDArray[Any]) -> NDArray[np.float16] | None:
-    """float32 values as float16, or None where that is not exact."""
+    """float32 values as float16, or None where that is not exact; float16 ones as they are."""
+    if values.dtype == np.float16:
+        return values
     with np.errstate(over="ignore"):
         half = values.astype(np.float16)
     return half if np.array_equal(half, values) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,18 +28,20 @@ from bolid_export.package import (
     save_tokenizers,
     verified_sampling,
 )
-from bolid_export.precision import Island, Precision, find_islands, lower
+from bolid_export.precision import Island, Peaks, Precision, islands, lower, watch_peaks
 from bolid_export.quantise import GRAPHS as QUANTISED_GRAPHS
 from bolid_export.quantise import quantise
 from bolid_export.report import engine_report, report
 from bolid_export.residency import Residency
 from bolid_export.runtimes import ONNX_RUNTIME, Runtime, open_runtime
+from bolid_export.scene import condition
 from bolid_export.scratch import scratch_folder
 from bolid_export.sources import Source, model_sizes
 from bolid_export.stage_cache import StageCache, open_stage_cache
-from bolid_export.stream import write_onnx
+from bolid_export.stream import trace_apart, write_onnx
 from bolid_export.to_tensorrt import build_engines
 from bolid_export.torch_engine import Record, TorchEngine
+from bolid_export.trace_ahead import TraceAhead
 from bolid_export.verify import (
     LIMITS,
     OneAtATime,
@@ -47,6 +50,7 @@ from bolid_export.verify import (
     check_loop,
     load_engines,
     reference_picture,
+    remembered,
     require_passed,
     verification,
 )
@@ -56,6 +60,8 @@ from bolid_sdk.contracts import Sizes, graph_specs
 from bolid_sdk.schedule import SamplerTable
 
 Progress = Callable[[str], None]
+
+LONGEST = "denoiser"
 
 # Ranges need many different activations, the search few: each of its trials runs all of them.
 CALIBRATION_RECORDS, SEARCH_RECORDS = 16, 4
@@ -97,15 +103,19 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
     graphs = bind_graphs(source.checkpoint, sizes)
     cache = open_stage_cache(source, graphs, target.precision) if target.cache else None
     residency = Residency(graphs.values())
-    with residency.automatic():
-        calibration = _calibrate(source, graphs, sizes, progress)
-    with scratch_folder() as folder:
-        lowered = []
-        for graph in graphs.values():
-            with residency.only(graph):
-                name, records = graph.spec.name, calibration.records[graph.spec.name]
-                trace = partial(_trace, graph, records, target.precision, sizes, folder, progress)
-                lowered.append(_traced(cache, name, folder, progress, trace))
+    with (
+        scratch_folder(target.folder) as folder,
+        _ahead(graphs, sizes, target.precision, residency) as ahead,
+    ):
+        lowers = target.precision == "fp16"
+        with residency.automatic(), watch_peaks(g.network for g in graphs.values() if lowers) as peaks:
+            calibration = _calibrate(source, graphs, sizes, progress)
+        lowered, options = [], _options(sizes, target.precision)
+        for name, graph in graphs.items():
+            lowering = partial(_lower, graph, calibration.records[name], peaks, target.precision, residency)
+            trace = partial(_trace, lowering, ahead if name == LONGEST else None, folder, options)
+            lowered.append(_traced(cache, name, folder, progress, trace))
+            residency.release(graph)
         checked = _verify(source, graphs, calibration, target, folder, progress)
         engines = _build(graphs, sizes, target, folder, progress)
         progress("packaging")
@@ -129,8 +139,9 @@ def _calibrate(source: Source, graphs: Mapping[str, Graph], sizes: Sizes, progre
     checkpoint, effort = source.checkpoint, _effort(source, graphs, sizes)
     table, guidance = _table(source, effort), default_sampling(checkpoint).guidance
     made = calibrate(checkpoint, graphs, effort.sizes(sizes), table, guidance, reduced=effort.reduced)
+    sampling: dict[str, Any] = {"steps": effort.steps, "guidance": guidance}
     references = [
-        reference_picture(checkpoint, graphs, scene, steps=effort.steps, guidance=guidance) for scene in made.scenes
+        reference_picture(checkpoint, graphs, scene, **sampling, records=made.records) for scene in made.scenes
     ]
     return replace(made, references=tuple(references))
 
@@ -170,31 +181,48 @@ def _traced(
     if known is not None:
         progress(f"tracing {name}, done before")
         return Lowered.from_dict(known)
+    progress(f"tracing {name}")
     lowered = trace()
     if cache:
         cache.keep(name, folder, lowered.to_dict())
     return lowered
 
 
-def _trace(
-    graph: Graph, records: list[Record], precision: Precision, sizes: Sizes, folder: Path, progress: Progress
-) -> Lowered:
-    """Writes one graph in that precision."""
-    progress(f"tracing {graph.spec.name}")
-    lowered = _quantise(graph, records) if precision == "int8" else _lower(graph, records, precision)
-    write_onnx(lowered.graph, folder, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
-    # its graph goes with the memory it holds
-    return replace(lowered, graph=None)
+def _ahead(
+    graphs: Mapping[str, Graph], sizes: Sizes, precision: Precision, residency: Residency
+) -> AbstractContextManager[TraceAhead | None]:
+    """The longest trace of a large model; in fp16 in the hope of no islands. What int8 will be, nobody knows yet."""
+    if not residency.large or precision == "int8" or LONGEST not in graphs:
+        return nullcontext()
+    return TraceAhead(lower(graphs[LONGEST], precision), **_options(sizes, precision))
 
 
-def _lower(graph: Graph, records: list[Record], precision: Precision) -> Lowered:
-    islands = find_islands(graph, _tensors(graph, records, 8)) if precision == "fp16" else []
-    lowered = Lowered(graph=lower(graph, precision, islands), islands=islands)
+def _options(sizes: Sizes, precision: Precision) -> dict[str, Any]:
+    # fp16 networks have their own islands, the others are float32 whatever they are stored in
+    dtype = None if precision == "fp16" else torch.float32
+    return {"size_step": sizes.size_step, "vae_factor": sizes.vae_factor, "dtype": dtype}
+
+
+def _lower(graph: Graph, records: list[Record], peaks: Peaks, precision: Precision, residency: Residency) -> Lowered:
+    """One graph in that precision, its weights at rest."""
+    if precision == "int8":
+        with residency.automatic():
+            return _quantise(graph, records)
+    found = islands(graph, peaks) if precision == "fp16" else []
+    lowered = Lowered(graph=lower(graph, precision, found), islands=found)
     if precision == "fp16":
         # CPU runtimes compute float16 graphs in float32, so only PyTorch shows here what a GPU will do
         with HalfOnFloat32():
             require_passed(check_graph(graph.spec, TorchEngine(lowered.graph), records, LIMITS[precision]))
     return lowered
+
+
+def _trace(lowering: Callable[[], Lowered], ahead: TraceAhead | None, folder: Path, options: dict[str, Any]) -> Lowered:
+    """Writes the graph, and gives it up with the memory it holds. `ahead` has traced it without islands."""
+    part = lowering()
+    traced = (ahead.result() if ahead and not part.islands else None) or trace_apart(part.graph, **options)
+    write_onnx(traced, part.graph.parameters(), folder)
+    return replace(part, graph=None)
 
 
 def _quantise(graph: Graph, records: list[Record]) -> Lowered:
@@ -238,12 +266,16 @@ def _verify_by(
     files = {name: folder / f"{name}.onnx" for name in graphs}
     specs = {name: graph.spec for name, graph in graphs.items()}
     effort = _effort(source, graphs, model_sizes(checkpoint))
-    engines = (OneAtATime if effort.reduced else load_engines)(files, specs, runtime.name)
+    engines = remembered((OneAtATime if effort.reduced else load_engines)(files, specs, runtime.name), specs)
     by = "" if runtime.name == ONNX_RUNTIME else f" by {runtime.name}"
     checks: list[OutputCheck] = []
-    for name, graph in graphs.items():
+    for name in sorted(graphs, key="denoiser".__eq__):
         progress(f"verifying {name}{by}")
-        checks += check_graph(graph.spec, engines[name], calibration.records[name], runtime.limits_of(name))
+        if name == "denoiser":
+            # the loop goes on with what is loaded then
+            for scene in calibration.scenes:
+                condition(engines, scene, model_sizes(checkpoint))
+        checks += check_graph(specs[name], engines[name], calibration.records[name], runtime.limits_of(name))
     require_passed(checks, library=runtime.description)
     progress(f"verifying the whole loop{by}")
     table, guidance, limits = _table(source, effort), default_sampling(checkpoint).guidance, runtime.loop_limits
@@ -290,4 +322,4 @@ def _package(
         verification=checked,
         engines={name: {engine.key.library: engine} for name, engine in engines.items()},
     )
-    return write_bundle(target.folder, manifest, files, overwrite=target.overwrite)
+    return write_bundle(target.folder, manifest, files, overwrite=target.overwrite, link=True)

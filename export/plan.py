@@ -18,7 +18,8 @@ from bolid_export.graphs import Graph, bind_graphs
 from bolid_export.package import default_sampling
 from bolid_export.precision import POLICY, Precision
 from bolid_export.quantise import GRAPHS as QUANTISED_GRAPHS
-from bolid_export.room import available_memory, gigabytes, temporary_folder
+from bolid_export.room import available_memory, existing, gigabytes, temporary_folder
+from bolid_export.scratch import scratch_place
 from bolid_export.shapes import graph_profile
 from bolid_export.sources import Source, model_sizes
 from bolid_export.to_tensorrt import engine_file
@@ -132,11 +133,15 @@ def _duration(seconds: float) -> str:
 
 
 def _disk(folder: Path, graphs: int, engines: bool, gate: bool) -> dict[str, int]:
-    """Bytes by folder: what is written before it is verified, and the bundle, which is a copy."""
+    """Bytes by folder: what is written before it is verified, and the bundle, which links to it on the same disk."""
     # an engine holds the weights again
     bundle = (2 if engines else 1) * graphs + BESIDE_WEIGHTS
-    needed = Counter({str(temporary_folder()): (2 if gate else 1) * bundle})
-    needed[str(folder.absolute().parent)] += bundle
+    target, scratch = existing(folder.parent), scratch_place(folder)
+    needed = Counter({str(scratch): bundle})
+    if scratch.stat().st_dev != target.stat().st_dev:
+        needed[str(target)] += bundle
+    if gate:
+        needed[str(temporary_folder())] += bundle
     return dict(needed)
 
 

@@ -19,7 +19,8 @@ prefer fp32: its weights are float16 on disk too (`compact`), so it is no larger
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -51,37 +52,46 @@ class Island:
     reason: str
 
 
+Peaks: TypeAlias = Mapping[nn.Module, float]
+"""Largest absolute value in the output of each module that has run."""
+
+
 def find_islands(graph: Graph, samples: Iterable[tuple[Tensor, ...]]) -> list[Island]:
     """Policy for this graph, or what running it in float32 on `samples` shows."""
+    with watch_peaks([graph.network]) as peaks, torch.no_grad():
+        for sample in samples:
+            graph(*sample)
+    return islands(graph, peaks)
+
+
+def islands(graph: Graph, peaks: Peaks) -> list[Island]:
+    """Policy for this graph, or what `watch_peaks` has seen of it."""
     name = graph.spec.name
     if name in POLICY:
         return [Island(graph=name, module="network", reason=POLICY[name])]
-    peaks = measure_peaks(graph.network, [lambda s=sample: graph(*s) for sample in samples])
-    found = {_enclosing(module, peaks): peak for module, peak in peaks.items() if peak > LIMIT}
+    named = {path: peaks[module] for path, module in graph.network.named_modules() if module in peaks}
+    found = {_enclosing(module, named): peak for module, peak in named.items() if peak > LIMIT}
     outer = [m for m in found if not any(_is_inside(m, other) for other in found)]
     return [Island(graph=name, module=_path(m), reason=f"values reach {found[m]:.0f}") for m in sorted(outer)]
 
 
-@torch.no_grad()
-def measure_peaks(network: nn.Module, runs: Iterable[Any]) -> dict[str, float]:
-    """Largest absolute value in the output of each module ("" is the network) over all runs (callables)."""
-    peaks: dict[str, float] = {}
+@contextmanager
+def watch_peaks(networks: Iterable[nn.Module]) -> Iterator[Peaks]:
+    """Fills what it yields while `networks`, which may share modules, run inside the block."""
+    peaks: dict[nn.Module, float] = {}
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()]
-            peaks[name] = max([peaks.get(name, 0.0), *(float(t.abs().max()) for t in tensors if t.numel())])
+    def watch(module: nn.Module, args: Any, output: Any) -> None:
+        tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point() and t.numel()]
+        highest = [max(abs(float(end)) for end in torch.aminmax(tensor)) for tensor in tensors]
+        peaks[module] = max([peaks.get(module, 0.0), *highest])
 
-        return hook
-
-    handles = [module.register_forward_hook(watch(name)) for name, module in network.named_modules()]
+    modules = {module for network in networks for module in network.modules()}
+    handles = [module.register_forward_hook(watch) for module in modules]
     try:
-        for run in runs:
-            run()
+        yield peaks
     finally:
         for handle in handles:
             handle.remove()
-    return peaks
 
 
 def lower(graph: Graph, precision: Precision, islands: Iterable[Island] = ()) -> Graph:
@@ -95,8 +105,8 @@ def lower(graph: Graph, precision: Precision, islands: Iterable[Island] = ()) ->
 
 
 def _half_copy(graph: Graph) -> Graph:
-    """A copy whose parameters are float16 from the start: a float32 one would be twice as large for a moment."""
-    halves = {id(p): nn.Parameter(p.detach().to(torch.float16, copy=True), False) for p in graph.parameters()}
+    """A copy whose parameters are float16 from the start, and shared where they are float16 already."""
+    halves = {id(p): nn.Parameter(p.detach().to(torch.float16), False) for p in graph.parameters()}
     return copy.deepcopy(graph, halves).half()
 
 

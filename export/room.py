@@ -34,7 +34,7 @@ def gigabytes(count: float) -> str:
 
 
 def temporary_folder() -> Path:
-    """Where graphs are until they are verified: TMPDIR, or the system's."""
+    """TMPDIR, or the system's."""
     return Path(tempfile.gettempdir())
 
 

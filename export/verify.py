@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 
 from bolid_export.calibrate import spread
 from bolid_export.graphs import Graph, denoiser_network
+from bolid_export.memory import give_back_memory
 from bolid_export.metrics import cosine, psnr, relative_error, ssim
 from bolid_export.precision import Precision
 from bolid_export.reference import diffusers_latents
+from bolid_export.remembered import Remembered
 from bolid_export.scene import Scene, condition, decode, noise_source, picture
 from bolid_export.sources import Model, model_sizes
 from bolid_export.torch_engine import Record, TorchEngine
@@ -26,6 +29,7 @@ from bolid_training.model.schedulers import without_noise
 
 # More records of one graph show nothing new, and the denoiser has forty.
 RECORDS = 6
+NO_RECORDS: Mapping[str, list[Record]] = {}
 
 
 class VerificationError(BolidError):
@@ -94,6 +98,7 @@ class OneAtATime(Mapping[str, Engine]):
     def __getitem__(self, name: str) -> Engine:
         if name not in self._loaded:
             self._loaded.clear()
+            give_back_memory()
             self._loaded = load_engines({name: self._files[name]}, self._specs, self._library)
         return self._loaded[name]
 
@@ -102,6 +107,11 @@ class OneAtATime(Mapping[str, Engine]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+def remembered(engines: Mapping[str, Engine], specs: Mapping[str, GraphSpec]) -> dict[str, Engine]:
+    """Those of `engines`, each asked for at its first run, and run on the same inputs only once."""
+    return {name: Remembered(spec, partial(engines.__getitem__, name)) for name, spec in specs.items()}
 
 
 def check_graph(spec: GraphSpec, engine: Engine, records: list[Record], limits: Limits) -> list[OutputCheck]:
@@ -139,11 +149,23 @@ def check_loop(
 
 
 def reference_picture(
-    checkpoint: Model, graphs: Mapping[str, Graph], scene: Scene, *, steps: int, guidance: float
+    checkpoint: Model,
+    graphs: Mapping[str, Graph],
+    scene: Scene,
+    *,
+    steps: int,
+    guidance: float,
+    records: Mapping[str, list[Record]] = NO_RECORDS,
 ) -> NDArray[np.float32]:
-    """PyTorch's pixels for the scene, at the noise that the runtime draws."""
+    """PyTorch's pixels for the scene, at the noise that the runtime draws.
+
+    `records`: what PyTorch's graphs have answered before.
+    """
     sizes = model_sizes(checkpoint)
-    engines = {name: TorchEngine(graph) for name, graph in graphs.items()}
+    engines: dict[str, Engine] = {
+        name: Remembered(graph.spec, partial(TorchEngine, graph), [*records.get(name, ())])
+        for name, graph in graphs.items()
+    }
     latents = diffusers_latents(
         denoiser_network(checkpoint),
         without_noise(checkpoint.scheduler),

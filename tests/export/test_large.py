@@ -1,6 +1,7 @@
 """What large models are exported with, on small ones: weights streamed to disk, float16 at rest, less to verify."""
 
 import copy
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +16,11 @@ from bolid_export.effort import choose_effort
 from bolid_export.graphs import Graph, bind_graphs
 from bolid_export.half import HalfOnFloat32
 from bolid_export.pipeline import Target, export_bundle
+from bolid_export.remembered import Remembered
 from bolid_export.residency import Residency
 from bolid_export.sources import open_source, stored
+from bolid_export.torch_engine import TorchEngine
+from bolid_export.trace_ahead import TraceAhead
 from bolid_export.verify import load_engines
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 
@@ -46,8 +50,16 @@ def test_a_large_model_is_exported_and_verified(model_folder, tmp_path, monkeypa
     monkeypatch.setattr(stored, "LARGE", 0)
     monkeypatch.setattr("bolid_export.effort.MOST_OPERATIONS", 0)
     monkeypatch.setattr(stream, "EXTERNAL_DATA_BYTES", 1 << 16)
+    loaded = Counter()
+
+    def load(files, specs):
+        loaded.update(list(files))
+        return load_engines(files, specs)
+
+    monkeypatch.setattr("bolid_export.verify.load_engines", load)
     target = Target(folder=tmp_path / "bundle", precision=precision, licence="none")
     bundle = export_bundle(open_source(model_folder), target)
+    assert (loaded["image_encoder"], loaded["denoiser"]) == (1, 1)
     effort, loop = bundle.manifest.verification["effort"], bundle.manifest.verification["loop"]
     assert effort["reduced"]
     assert (loop["pictures"], loop["steps"]) == (1, 4)
@@ -73,7 +85,7 @@ def affine(sizes):
 
 def test_streamed_weights_compute_the_same(affine, sizes, tmp_path):
     units = {"size_step": sizes.size_step, "vae_factor": sizes.vae_factor}
-    streamed = stream.stream_onnx(affine, tmp_path, **units)
+    streamed = stream.stream_onnx(stream.trace_apart(affine, **units), affine.parameters(), tmp_path)
     inputs = {"pixels": np.random.default_rng(0).standard_normal((3, 100), np.float32)}
     expected = affine(torch.from_numpy(inputs["pixels"]))[0].numpy()
     found = load_engines({"affine": streamed}, {"affine": affine.spec})["affine"].run(inputs)["latents"]
@@ -86,7 +98,11 @@ def test_streamed_weights_are_the_embedded_ones(affine, sizes, tmp_path):
     for folder in folders:
         folder.mkdir()
     writers = (stream.stream_onnx, stream.write_onnx)
-    models = [onnx.load(write(affine, f, **units)) for write, f in zip(writers, folders, strict=True)]
+    traces = [stream.trace_apart(affine, **units) for _ in folders]
+    models = [
+        onnx.load(write(traced, affine.parameters(), folder))
+        for write, traced, folder in zip(writers, traces, folders, strict=True)
+    ]
     weights = [{t.name: numpy_helper.to_array(t) for t in model.graph.initializer} for model in models]
     assert weights[0].keys() == weights[1].keys()
     assert all(np.array_equal(weights[0][name], array) for name, array in weights[1].items())
@@ -94,6 +110,64 @@ def test_streamed_weights_are_the_embedded_ones(affine, sizes, tmp_path):
     assert sorted(str(array.dtype) for array in weights[0].values() if array.size == 10_000) == ["float16", "float32"]
     assert (folders[0] / "affine.onnx.data").stat().st_size < 70_000
     assert not (folders[1] / "affine.onnx.data").exists()
+
+
+def test_weights_at_rest_are_traced_as_float32_ones(sizes, tmp_path):
+    """Stand-ins for large weights, also where a transposed one is folded; a float16 network makes the same graph."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(300, 400, bias=False), nn.GELU(), nn.Linear(400, 300)).half().float()
+    pixels, latents = (TensorSpec(name=n, dtype="float32", shape=("batch", 300)) for n in ("pixels", "latents"))
+    spec = GraphSpec(name="affine", inputs=(pixels,), outputs=(latents,))
+    graph = Affine(spec, network).eval().requires_grad_(False)
+    inputs = {"pixels": np.random.default_rng(0).standard_normal((3, 300), np.float32)}
+    expected = graph(torch.from_numpy(inputs["pixels"]))[0].numpy()
+    contents = []
+    for folder, at_rest in ((tmp_path / "warm", torch.float32), (tmp_path / "rest", torch.float16)):
+        folder.mkdir()
+        network.to(at_rest)
+        before = [parameter.data_ptr() for parameter in graph.parameters()]
+        traced = stream.trace_apart(graph, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
+        file = stream.write_onnx(traced, graph.parameters(), folder)
+        assert [parameter.data_ptr() for parameter in graph.parameters()] == before
+        assert {parameter.dtype for parameter in graph.parameters()} == {at_rest}
+        found = load_engines({"affine": file}, {"affine": spec})["affine"].run(inputs)["latents"]
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        contents.append(file.read_bytes())
+    assert contents[0] == contents[1]
+    # 2 bytes a weight
+    assert len(contents[0]) < 2 * 240_000 + 10_000
+
+
+@pytest.mark.slow
+def test_a_trace_in_another_process_is_the_same(large_source, sizes, tmp_path):
+    graph = bind_graphs(large_source.checkpoint, sizes)["vae_decoder"]
+    units = {"size_step": sizes.size_step, "vae_factor": sizes.vae_factor}
+    with TraceAhead(graph, **units) as ahead:
+        elsewhere = ahead.result()
+    here = stream.trace_apart(graph, **units)
+    contents = []
+    for name, traced in (("here", here), ("elsewhere", elsewhere)):
+        (tmp_path / name).mkdir()
+        contents.append(stream.write_onnx(traced, graph.parameters(), tmp_path / name).read_bytes())
+    assert contents[0] == contents[1]
+
+
+def test_what_was_answered_is_neither_run_nor_loaded_again(affine):
+    loads = []
+
+    def load():
+        loads.append(TorchEngine(affine))
+        return loads[-1]
+
+    one, other = ({"pixels": np.full((1, 100), value, np.float32)} for value in (1, 2))
+    engine = Remembered(affine.spec, load)
+    answers = [engine.run(inputs)["latents"] for inputs in (one, other, one)]
+    assert [len(loaded.records) for loaded in loads] == [1, 1]
+    np.testing.assert_array_equal(answers[0], answers[2])
+    assert not np.array_equal(answers[0], answers[1])
+    again = Remembered(affine.spec, load, engine.records)
+    np.testing.assert_array_equal(again.run(dict(other))["latents"], answers[1])
+    assert len(loads) == 2
 
 
 def test_one_network_at_a_time_is_float32_and_comes_back_unchanged(large_source, sizes):

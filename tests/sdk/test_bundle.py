@@ -1,6 +1,8 @@
 """Bundles: written whole, opened with checks, and never trusted."""
 
+import errno
 import json
+import os
 import shutil
 from dataclasses import replace
 
@@ -41,6 +43,26 @@ def test_an_existing_folder_is_kept_unless_asked(tiny_bundle, tiny_files, copy):
     assert write_bundle(copy, tiny_bundle.manifest, tiny_files, overwrite=True).digest == tiny_bundle.digest
     assert not (copy / "old").exists()
     assert [path.name for path in copy.parent.iterdir()] == ["copy"]
+
+
+def test_files_that_are_given_up_are_linked(tiny_bundle, tiny_files, tmp_path):
+    """Gigabytes need not be written twice; a file system without links gets copies."""
+    source = {name: tmp_path / name for name in tiny_files}
+    for name, file in tiny_files.items():
+        source[name].parent.mkdir(parents=True, exist_ok=True)
+        source[name].write_bytes(file.read_bytes())
+    for link in (True, False):
+        bundle = write_bundle(tmp_path / f"bundle-{link}", tiny_bundle.manifest, source, link=link)
+        assert {bundle.file(name).samefile(file) for name, file in source.items()} == {link}
+        assert bundle.digest == tiny_bundle.digest
+
+
+def test_where_links_are_refused_files_are_copied(tiny_bundle, tiny_files, tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    write_bundle(tmp_path / "bundle", tiny_bundle.manifest, tiny_files, link=True).verify_hashes()
 
 
 def test_a_failed_write_leaves_nothing(tiny_bundle, tiny_files, tmp_path):

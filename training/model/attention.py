@@ -9,6 +9,7 @@ identity's part (`bolid_training.model.orthogonal`).
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -36,11 +37,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
     if in_bfloat16 and key.shape[2] <= FEW_KEYS:
         weights = torch.softmax((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2), dim=-1)
         return (weights.to(dtype) @ value).transpose(1, 2).flatten(2)
-    with torch.autocast(query.device.type, enabled=False):
+    with _without_autocast(query.device.type):
         if in_bfloat16:
             query, key, value = query.float(), key.float(), value.float()
         out = F.scaled_dot_product_attention(query, key, value)
     return out.transpose(1, 2).flatten(2).to(dtype)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[None]:
+    """Nothing outside of autocast: torch.export makes a subgraph of every such block, at a cost that is quadratic."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class DecoupledKeyValue(nn.Module):
