@@ -2,7 +2,6 @@
 
 import errno
 import resource
-import tempfile
 from collections import namedtuple
 from contextlib import contextmanager
 
@@ -137,7 +136,6 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(source, tmp_path):
 
 def test_other_errors_are_not_taken_for_a_full_disk(tmp_path):
     with pytest.raises(FileNotFoundError), scratch_folder(tmp_path / "out") as folder:
-        assert folder.parent == tmp_path
         (folder / "none").read_text()
     with pytest.raises(OutputError, match="No space left"), scratch_folder(tmp_path / "out"):
         raise OSError(errno.ENOSPC, "No space left on device")
