@@ -36,7 +36,7 @@ class Blobs:
         return any(self.folder.glob(f"{graph[:32]}-*.blob"))
 
     def open(self, path: Path) -> mmap.mmap | None:
-        """The blob's bytes, mapped copy-on-write; None where there is none, or one that is damaged."""
+        """The blob, mapped copy-on-write, and its trailer; None where there is none, or one that is damaged."""
         try:
             with path.open("rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)

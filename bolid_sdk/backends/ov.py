@@ -26,7 +26,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor, wanted_outputs
-from bolid_sdk.backends.blobs import Blobs, open_blobs
+from bolid_sdk.backends.blobs import TRAILER_BYTES, Blobs, open_blobs
 from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BackendError, BundleError, InputError, OutputError
@@ -196,7 +196,9 @@ class OvCompiler:
         mapped = self._blobs.open(blob) if self._blobs else None
         if mapped is None:
             return None
-        tensor = ov.Tensor(np.frombuffer(mapped, np.uint8), shared_memory=True)
+        # OpenVINO reads the XML at a blob's end as far as the tensor goes: a trailer may look like a tag to it
+        content = np.frombuffer(mapped, np.uint8, count=len(mapped) - TRAILER_BYTES)
+        tensor = ov.Tensor(content, shared_memory=True)
         try:
             with _handed_back(mapped):
                 compiled = self._core.import_model(tensor, "CPU", self._options)
