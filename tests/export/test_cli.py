@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import tempfile
 import time
 
 import pytest
@@ -112,10 +111,9 @@ def terminate():
     time.sleep(5)  # until Python comes to it
 
 
-def test_a_terminated_export_leaves_no_temporary_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_a_terminated_export_leaves_no_temporary_folder(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit, match="143"), cli._terminated_cleanly(), scratch_folder():
+    with pytest.raises(SystemExit, match="143"), cli._terminated_cleanly(), scratch_folder(tmp_path / "out"):
         terminate()
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) is before
