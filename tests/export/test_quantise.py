@@ -200,6 +200,7 @@ def test_onnxruntime_computes_what_pytorch_computes(decoder):
     """Rounding is discontinuous: a value that differs in the last bit may fall one step further.
 
     So the pairs are compared as they are written, and what optimised kernels make of them with the float network only.
+    How many values do differs by processor: a third of what rounding costs without AVX-512, a seventh with it.
     """
     graph, found, file, _ = decoder
     (latents,) = example_inputs(graph.spec, {"latent_height": 12}, seed=9)
@@ -210,9 +211,9 @@ def test_onnxruntime_computes_what_pytorch_computes(decoder):
     fused = engine.run({"latents": latents.numpy()})["pixels"]
     with torch.no_grad():
         expected, rounded = graph(latents), found.graph(latents)
-    assert output_error([(torch.from_numpy(literal[0]),)], [rounded]) < 0.005
     loss = output_error([rounded], [expected])
     assert 1e-3 < loss < 0.05
+    assert output_error([(torch.from_numpy(literal[0]),)], [rounded]) < 0.5 * loss
     assert output_error([(torch.from_numpy(fused),)], [expected]) < 1.2 * loss
 
 
