@@ -96,6 +96,7 @@ def run(*arguments):
 
 def test_too_little_memory_ends_an_export_unless_it_is_ignored(model_folder, tmp_path, monkeypatch, started):
     monkeypatch.setattr(room, "available_memory", lambda root: 1000)
+    monkeypatch.setattr(room, "held_memory", lambda root: 0)
     options = ("--model", model_folder, "-o", tmp_path / "out")
     result = run(*options, "--force")
     assert (result.exit_code, result.stderr.count("\n"), started) == (2, 1, []), result.output
