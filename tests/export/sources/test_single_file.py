@@ -337,7 +337,7 @@ def test_the_shipped_configurations_are_the_published_ones(family, config, count
 def test_the_original_names_are_those_of_the_published_file(family, config, kind, tensors):
     """At true size, without weights: diffusers knows every name and tells the family by one of them.
 
-    2515: tensors of `sd_xl_base_1.0.safetensors`.
+    2515: from memory, the tensors of `sd_xl_base_1.0.safetensors`; no such file was at hand.
     """
     networks = {name: network.to("meta") for name, network in shipped(family, config).items()}
     original = original_state(networks, layers=2)
