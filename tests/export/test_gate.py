@@ -74,7 +74,8 @@ def test_unusable_commands_are_the_users_mistake(tmp_path):
 def test_the_report_shows_what_was_measured():
     row = {"drop": {"value": 0.001, "ci95": [-0.002, 0.004]}, "limit": 0.01}
     gate = {"command": "bolid-eval", "pictures": 9, "people": 3, "gates": {"clip_score": row}}
-    text = report("a", "int8", {"graphs": [], "loop": LOOP, "limits": LIMITS, "gate": gate}, {})
+    checked = {"library": "onnxruntime 1", "graphs": [], "loop": LOOP, "limits": LIMITS, "gate": gate}
+    text = report("a", "int8", checked, {})
     assert "Accepted by `bolid-eval`, 9 pictures of 3 people" in text
     assert "-0.002 to 0.004" in text
 

@@ -52,9 +52,9 @@ def test_a_large_model_is_exported_and_verified(model_folder, tmp_path, monkeypa
     monkeypatch.setattr(stream, "EXTERNAL_DATA_BYTES", 1 << 16)
     loaded = Counter()
 
-    def load(files, specs):
+    def load(files, specs, library):
         loaded.update(list(files))
-        return load_engines(files, specs)
+        return load_engines(files, specs, library)
 
     monkeypatch.setattr("bolid_export.verify.load_engines", load)
     target = Target(folder=tmp_path / "bundle", precision=precision, licence="none")
