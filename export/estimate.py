@@ -1,7 +1,8 @@
 """How long an export takes and how much memory, before it starts: arithmetic, and constants of runs that were measured.
 
-The constants are fitted to the runs in benchmarks/results/export.json, on two cores of an AMD EPYC. Another machine may
-be several times as fast, or busy; `MACHINE` goes with every figure. Engines, a gate and OpenVINO come on top.
+The constants are fitted to the runs in benchmarks/results/export.json, on two cores of an AMD EPYC; those of fp16, of
+which there is no run yet, lie between its neighbours'. Another machine may be several times as fast, or busy; `MACHINE`
+goes with every figure. Engines, a gate and OpenVINO come on top.
 """
 
 from __future__ import annotations
