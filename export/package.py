@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from transformers import CLIPTokenizer
 
 from bolid_export.sources import Model, Source
@@ -25,9 +24,6 @@ from bolid_training.model.schedulers import sampler_name, without_noise
 
 TOOLS = ("bolid-sdk", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
 GOLDEN, TOKENIZER, TOKENIZER_2, REPORT = "golden.npz", "tokenizer.json", "tokenizer_2.json", "report.md"
-
-# A protobuf ends at 2 GB; far below that, one file a graph is simpler to copy and to hash.
-EXTERNAL_DATA_BYTES = 1 << 30
 
 
 def noise_schedule(checkpoint: Model) -> NoiseSchedule:
@@ -58,14 +54,6 @@ def default_sampling(checkpoint: Model) -> ResolvedSampling:
 def verified_sampling(checkpoint: Model) -> ResolvedSampling:
     """What the loop is verified with: the default, without noise that diffusers would draw differently."""
     return replace(default_sampling(checkpoint), sampler=sampler_name(without_noise(checkpoint.scheduler)))
-
-
-def save_graph(model: onnx.ModelProto, folder: Path) -> Path:
-    """Writes `<graph>.onnx`, above 1 GiB with its tensors in `<graph>.onnx.data`."""
-    file = folder / f"{model.graph.name}.onnx"
-    external = model.ByteSize() > EXTERNAL_DATA_BYTES
-    onnx.save(model, file, save_as_external_data=external, location=f"{file.name}.data")
-    return file
 
 
 def save_golden(records: Mapping[str, list[Record]], file: Path) -> Path:

@@ -38,7 +38,7 @@ from bolid_export.scene import condition
 from bolid_export.scratch import scratch_folder
 from bolid_export.sources import Source, model_sizes
 from bolid_export.stage_cache import StageCache, open_stage_cache
-from bolid_export.stream import trace_apart, write_onnx
+from bolid_export.stream import to_onnx, write_onnx
 from bolid_export.to_tensorrt import build_engines
 from bolid_export.torch_engine import Record, TorchEngine
 from bolid_export.trace_ahead import TraceAhead
@@ -104,6 +104,7 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
     cache = open_stage_cache(source, graphs, target.precision) if target.cache else None
     residency = Residency(graphs.values())
     with (
+        cache or nullcontext(),
         scratch_folder(target.folder) as folder,
         _ahead(graphs, sizes, target.precision, residency) as ahead,
     ):
@@ -128,10 +129,7 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
                 staged = replace(target, folder=Path(staging) / "bundle")
                 bundle = _package(source, graphs, calibration, staged, folder, checked, engines)
                 checked["gate"] = target.gate(bundle.path)
-        bundle = _package(source, graphs, calibration, target, folder, checked, engines)
-    if cache:
-        cache.forget()
-    return bundle
+        return _package(source, graphs, calibration, target, folder, checked, engines)
 
 
 def _calibrate(source: Source, graphs: Mapping[str, Graph], sizes: Sizes, progress: Progress) -> Calibration:
@@ -220,8 +218,10 @@ def _lower(graph: Graph, records: list[Record], peaks: Peaks, precision: Precisi
 def _trace(lowering: Callable[[], Lowered], ahead: TraceAhead | None, folder: Path, options: dict[str, Any]) -> Lowered:
     """Writes the graph, and gives it up with the memory it holds. `ahead` has traced it without islands."""
     part = lowering()
-    traced = (ahead.result() if ahead and not part.islands else None) or trace_apart(part.graph, **options)
-    write_onnx(traced, part.graph.parameters(), folder)
+    if ahead and not part.islands and (traced := ahead.result()):
+        write_onnx(traced, part.graph.parameters(), folder)
+    else:
+        to_onnx(part.graph, folder, **options)
     return replace(part, graph=None)
 
 

@@ -57,14 +57,6 @@ Peaks: TypeAlias = Mapping[nn.Module, float]
 """Largest absolute value in the output of each module that has run."""
 
 
-def find_islands(graph: Graph, samples: Iterable[tuple[Tensor, ...]]) -> list[Island]:
-    """Policy for this graph, or what running it in float32 on `samples` shows."""
-    with watch_peaks([graph.network]) as peaks, torch.no_grad():
-        for sample in samples:
-            graph(*sample)
-    return islands(graph, peaks)
-
-
 def islands(graph: Graph, peaks: Peaks) -> list[Island]:
     """Policy for this graph, or what `watch_peaks` has seen of it."""
     name = graph.spec.name

@@ -1,7 +1,8 @@
 """Traced graphs of an export that did not come to its end, for the next one that would trace the same.
 
 They lie in the user's cache, in a folder named by the sha256 of all that a trace follows from: weights, configuration,
-precision, versions, our own code. A finished export forgets them. What is found is verified like what is new.
+precision, versions, our own code. An export that ends, well or refused, forgets them. What is found is verified like
+what is new.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -23,6 +25,7 @@ from bolid_export.graphs import Graph
 from bolid_export.package import default_sampling, tool_versions
 from bolid_export.precision import Precision
 from bolid_export.sources import Source, model_sizes
+from bolid_export.verify import VerificationError
 from bolid_sdk.backends.blobs import parse_limit
 from bolid_sdk.errors import OutputError
 from bolid_sdk.files import atomic_file, cache_folder
@@ -32,10 +35,23 @@ CODE = ("bolid_sdk", "bolid_export", "bolid_training.model")
 
 
 class StageCache:
-    """Of one export; `folder` is named by its content. What cannot be written is not kept, and traced again."""
+    """Of one export; `folder` is named by its content. What cannot be written is not kept, and traced again.
+
+    As a context it forgets everything at the end of the block, unless that was stopped: what verification has refused
+    would be refused again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def __enter__(self) -> StageCache:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None or isinstance(error, VerificationError):
+            self.forget()
 
     def restore(self, graph: str, folder: Path) -> dict[str, Any] | None:
         """Puts the files of a graph into `folder`. Returns what was kept beside them, or None: it was not."""

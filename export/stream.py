@@ -21,9 +21,11 @@ from torch import Tensor
 
 from bolid_export.compact import MIN_ELEMENTS, as_half, declare_half
 from bolid_export.graphs import Graph
-from bolid_export.package import EXTERNAL_DATA_BYTES
 from bolid_export.stand_ins import View, seen, stand_ins
 from bolid_export.to_onnx import finish, trace
+
+# A protobuf ends at 2 GB; far below that, one file a graph is simpler to copy and to hash.
+EXTERNAL_DATA_BYTES = 1 << 30
 
 # Runtimes map the file into memory: tensors start at pages.
 PAGE = 4096
@@ -35,6 +37,11 @@ class Traced:
 
     model: onnx.ModelProto
     weights: Mapping[str, View | NDArray[Any]]
+
+
+def to_onnx(graph: Graph, folder: Path, **options: Any) -> Path:
+    """Traces and writes a graph with the spec's names and symbolic axes. `options` are those of `trace_apart`."""
+    return write_onnx(trace_apart(graph, **options), graph.parameters(), folder)
 
 
 def trace_apart(graph: Graph, *, size_step: int, vae_factor: int, dtype: torch.dtype | None = torch.float32) -> Traced:

@@ -30,19 +30,11 @@ _EXAMPLE_AXES = {"batch": 2, "guided_batch": 6, "views": 5, "identity_tokens": 7
 _MAX_GUIDED_BATCH = 63
 
 
-def to_onnx(graph: Graph, *, size_step: int, vae_factor: int) -> onnx.ModelProto:
-    """Traces `graph` and returns a checked ONNX model with the spec's names and symbolic axes.
-
-    `size_step`: a picture's sides are multiples of it; `vae_factor`: pixels a latent. Weights above 2 GB are
-    `bolid_export.stream`'s.
-    """
-    model = finish(trace(graph, size_step=size_step, vae_factor=vae_factor).model_proto, graph.spec)
-    onnx.checker.check_model(model)
-    return model
-
-
 def trace(graph: Graph, *, size_step: int, vae_factor: int) -> torch.onnx.ONNXProgram:
-    """As the exporter leaves it: weights are the network's own tensors, not copies."""
+    """As the exporter leaves it: weights are the network's own tensors, not copies.
+
+    `size_step`: a picture's sides are multiples of it; `vae_factor`: pixels a latent.
+    """
     units = {"height": size_step, "latent_height": size_step // vae_factor}
     inputs = example_inputs(graph.spec, {axis: 3 * unit for axis, unit in units.items()})
     dims = {

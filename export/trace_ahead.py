@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,8 +29,9 @@ class TraceAhead:
         self._folder = tempfile.TemporaryDirectory(prefix="bolid-trace-")
         self._request, self._result = (Path(self._folder.name) / name for name in ("request", "result"))
         torch.save({"graph": without_weights(graph), "options": options}, self._request)
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._process = subprocess.Popen([*WORKER, self._request, self._result], **quiet)
+        # the pipe is how it learns that this process has ended, however that came
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen([*WORKER, self._request, self._result], **streams)
 
     def __enter__(self) -> TraceAhead:
         return self
@@ -37,13 +39,14 @@ class TraceAhead:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._process.kill()
-        self._process.wait()
+        with self._process:
+            self._process.kill()
         self._folder.cleanup()
 
     def result(self) -> Traced | None:
-        """Waits. None when that process failed: whoever traces here then will see why."""
-        if self._process.wait() != 0:
+        """Waits. None, with a warning, when that process failed: whoever traces here then will see why."""
+        if (status := self._process.wait()) != 0:
+            warnings.warn(f"tracing in another process ended with {status}; it is done here again", stacklevel=2)
             return None
         content, weights = pickle.loads(self._result.read_bytes())
         return Traced(model=onnx.ModelProto.FromString(content), weights=weights)

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -10,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from bolid_export.graphs import bind_graphs
 from bolid_export.pipeline import Target, export_bundle
 from bolid_export.sources import model_sizes, open_source
-from bolid_export.to_onnx import to_onnx
+from bolid_export.stream import to_onnx
 from bolid_export.verify import load_engines
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import Checkpoint, build_checkpoint
@@ -106,10 +107,8 @@ def export(graphs, sizes, tmp_path_factory):
 
     def export_once(name):
         if name not in made:
-            model = to_onnx(graphs[name], size_step=sizes.size_step, vae_factor=sizes.vae_factor)
-            file = folder / f"{name}.onnx"
-            file.write_bytes(model.SerializeToString())
-            made[name] = model, load_engines({name: file}, {name: graphs[name].spec})[name]
+            file = to_onnx(graphs[name], folder, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
+            made[name] = onnx.load(file), load_engines({name: file}, {name: graphs[name].spec})[name]
         return made[name]
 
     return export_once

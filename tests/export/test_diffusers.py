@@ -15,7 +15,7 @@ from bolid_export.package import default_sampling, noise_schedule
 from bolid_export.precision import lower
 from bolid_export.scene import Scene, noise_source, picture
 from bolid_export.sources import Model, model_sizes, open_source
-from bolid_export.to_onnx import to_onnx
+from bolid_export.stream import to_onnx
 from bolid_export.torch_engine import TorchEngine
 from bolid_export.verify import load_engines
 from bolid_sdk.backends import open_backend
@@ -114,9 +114,8 @@ def engines_of(checkpoint, precision, folder):
     """Only the denoiser is exported, which is what matters and what takes time."""
     sizes = model_sizes(checkpoint)
     graphs = bind_graphs(checkpoint, sizes)
-    file = folder / "denoiser.onnx"
-    model = to_onnx(lower(graphs["denoiser"], precision), size_step=sizes.size_step, vae_factor=sizes.vae_factor)
-    file.write_bytes(model.SerializeToString())
+    units = {"size_step": sizes.size_step, "vae_factor": sizes.vae_factor}
+    file = to_onnx(lower(graphs["denoiser"], precision), folder, dtype=None, **units)
     denoiser = load_engines({"denoiser": file}, {"denoiser": graphs["denoiser"].spec})
     return {name: TorchEngine(graph) for name, graph in graphs.items()} | denoiser
 

@@ -29,7 +29,8 @@ from bolid_export.precision import lower
 from bolid_export.quantise import quantise
 from bolid_export.shapes import Range, graph_profile, resolve_shapes
 from bolid_export.sources import Choices, Lora, model_sizes, open_source
-from bolid_export.to_onnx import example_inputs, to_onnx
+from bolid_export.stream import to_onnx
+from bolid_export.to_onnx import example_inputs
 from bolid_export.to_tensorrt import build_engine
 from bolid_export.torch_engine import TorchEngine
 from bolid_sdk.built_engine import EngineKey
@@ -73,8 +74,10 @@ def bundle(hot_source, hot_sizes, hot_graphs, tmp_path_factory):
     staging = tmp_path_factory.mktemp("staging")
     steps = {"size_step": hot_sizes.size_step, "vae_factor": hot_sizes.vae_factor}
     for name, graph in hot_graphs.items():
-        content = to_onnx(graph, **steps).SerializeToString() if name in TRACED else name.encode()
-        (staging / f"{name}.onnx").write_bytes(content)
+        if name in TRACED:
+            to_onnx(graph, staging, **steps)
+        else:
+            (staging / f"{name}.onnx").write_bytes(name.encode())
     save_tokenizers(hot_source.checkpoint, hot_sizes, staging)
     files, specs = bundle_files(staging), {name: graph.spec for name, graph in hot_graphs.items()}
     manifest = build_manifest(

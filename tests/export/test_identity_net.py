@@ -11,7 +11,8 @@ from diffusers import UNet2DConditionModel
 
 from bolid_export.graphs import Denoiser, denoiser_network
 from bolid_export.sources import model_sizes, open_source
-from bolid_export.to_onnx import example_inputs, to_onnx
+from bolid_export.stream import to_onnx
+from bolid_export.to_onnx import example_inputs
 from bolid_export.verify import load_engines
 from bolid_sdk.conditioning import Conditioner
 from bolid_sdk.contracts import COEFFICIENT_NAMES, graph_specs
@@ -125,9 +126,7 @@ def test_an_identity_net_beside_the_identity_is_opened_with_its_checkpoint(model
 @pytest.mark.slow
 def test_the_exported_graph_equals_pytorch_at_other_sizes(denoiser, tmp_path):
     graph, sizes = denoiser
-    (file := tmp_path / "denoiser.onnx").write_bytes(
-        to_onnx(graph, size_step=sizes.size_step, vae_factor=sizes.vae_factor).SerializeToString()
-    )
+    file = to_onnx(graph, tmp_path, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
     engine = load_engines({"denoiser": file}, {"denoiser": graph.spec})["denoiser"]
     unit = sizes.size_step // sizes.vae_factor
     for rows in (3 * unit, 6 * unit):

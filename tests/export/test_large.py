@@ -1,7 +1,12 @@
 """What large models are exported with, on small ones: weights streamed to disk, float16 at rest, less to verify."""
 
 import copy
+import os
+import subprocess
+import sys
+import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +25,7 @@ from bolid_export.remembered import Remembered
 from bolid_export.residency import Residency
 from bolid_export.sources import open_source, stored
 from bolid_export.torch_engine import TorchEngine
-from bolid_export.trace_ahead import TraceAhead
+from bolid_export.trace_ahead import WORKER, TraceAhead
 from bolid_export.verify import load_engines
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 
@@ -150,6 +155,36 @@ def test_a_trace_in_another_process_is_the_same(large_source, sizes, tmp_path):
         (tmp_path / name).mkdir()
         contents.append(stream.write_onnx(traced, graph.parameters(), tmp_path / name).read_bytes())
     assert contents[0] == contents[1]
+
+
+def test_a_trace_that_failed_elsewhere_is_a_warning(affine, sizes):
+    failing = TraceAhead(affine, size_step=sizes.size_step, vae_factor="none")
+    with failing as ahead, pytest.warns(UserWarning, match="ended with 1; it is done here again"):
+        assert ahead.result() is None
+
+
+EXPORTER = """
+import subprocess, sys, time
+worker = subprocess.Popen([*sys.argv[1:]], stdin=subprocess.PIPE)
+print(worker.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_killed_exporter_leaves_no_tracer(tmp_path):
+    """The tracer waits for a request that nobody writes."""
+    folder = tmp_path / "trace"
+    folder.mkdir()
+    os.mkfifo(folder / "request")
+    command = [sys.executable, "-c", EXPORTER, *WORKER, folder / "request", folder / "result"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as exporter:
+        tracer = int(exporter.stdout.readline())
+        exporter.kill()
+    with suppress(OSError):
+        for _ in range(600):
+            os.kill(tracer, 0)
+            time.sleep(0.1)
+    assert not folder.exists()
 
 
 def test_what_was_answered_is_neither_run_nor_loaded_again(affine):

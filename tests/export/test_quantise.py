@@ -13,10 +13,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from bolid_export.compact import store_compactly
 from bolid_export.gate import CommandGate
 from bolid_export.graphs import Graph, bind_graphs
-from bolid_export.package import save_graph
 from bolid_export.pipeline import Target, export_bundle, stage_count
 from bolid_export.quantise import GRAPHS, POLICY, quantise
 from bolid_export.quantised import LEVELS, quantise_dequantise, quantise_weight, quantised
@@ -25,7 +23,8 @@ from bolid_export.sensitivity import installed, output_error
 from bolid_export.shapes import Range, graph_profile, resolve_shapes
 from bolid_export.smoothing import smooth
 from bolid_export.sources import default_checkpoint, model_sizes, open_source
-from bolid_export.to_onnx import example_inputs, to_onnx
+from bolid_export.stream import to_onnx
+from bolid_export.to_onnx import example_inputs
 from bolid_export.to_tensorrt import build_engine
 from bolid_export.verify import load_engines
 from bolid_sdk.built_engine import EngineKey
@@ -164,11 +163,9 @@ def decoder(graphs, sizes, tmp_path_factory):
     graph = graphs["vae_decoder"]
     samples = [example_inputs(graph.spec, {"latent_height": 9}, seed) for seed in range(6)]
     found = quantise(graph, samples[:4], samples[4:])
-    model = to_onnx(found.graph, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
-    store_compactly(model)
-    file = tmp_path_factory.mktemp("int8") / "vae_decoder.onnx"
-    onnx.save(model, file)
-    return graph, found, file, model
+    folder = tmp_path_factory.mktemp("int8")
+    file = to_onnx(found.graph, folder, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
+    return graph, found, file, onnx.load(file)
 
 
 def test_every_pair_is_explicit_symmetric_and_its_weights_are_int8(decoder):
@@ -243,7 +240,7 @@ def test_the_shallow_half_is_quantised_as_the_whole_is(halves, sizes, tmp_path):
     with torch.no_grad():
         expected, rounded = graph(*inputs), found.graph(*inputs)
     assert 1e-4 < output_error([rounded], [expected]) < 0.05
-    file = save_graph(to_onnx(found.graph, size_step=sizes.size_step, vae_factor=sizes.vae_factor), tmp_path)
+    file = to_onnx(found.graph, tmp_path, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
     engine = load_engines({"denoiser_shallow": file}, {"denoiser_shallow": graph.spec})["denoiser_shallow"]
     arrays = {name: tensor.numpy() for name, tensor in zip(graph.spec.input_names, inputs, strict=True)}
     outputs = engine.run(arrays)
@@ -323,7 +320,7 @@ def test_the_avatars_int8_denoiser_is_built_for_tensorrt_rtx(tmp_path):
     graph = bind_graphs(checkpoint, sizes)["denoiser"]
     samples = [example_inputs(graph.spec, {"latent_height": 12}, seed) for seed in range(2)]
     found = quantise(graph, samples[:1], samples[1:], budget=1.0)
-    file = save_graph(to_onnx(found.graph, size_step=sizes.size_step, vae_factor=sizes.vae_factor), tmp_path)
+    file = to_onnx(found.graph, tmp_path, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
     shapes = resolve_shapes(Range.parse("1", "--batch"), None, sizes)
     key = EngineKey(
         graph_sha256=(file_sha256(file),),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 import torch
@@ -12,7 +13,12 @@ from bolid_export import pipeline, stage_cache
 from bolid_export.pipeline import Lowered, Target, export_bundle
 from bolid_export.precision import Island
 from bolid_export.stage_cache import StageCache, content_digest, trim
-from bolid_sdk.errors import InputError
+from bolid_export.verify import VerificationError
+from bolid_sdk.errors import InputError, OutputError
+
+
+class Stopped(BaseException):
+    """As Ctrl-C, or a signal."""
 
 
 @pytest.fixture
@@ -63,6 +69,16 @@ def test_a_cache_that_cannot_be_written_costs_nothing_else(tmp_path):
     cache.keep("net", folder_with(tmp_path / "traced", net_onnx=b"graph"), {})
     assert cache.restore("net", tmp_path) is None
     cache.forget()
+
+
+def test_what_is_refused_or_done_is_forgotten_and_what_is_stopped_is_not(cache, tmp_path):
+    traced = folder_with(tmp_path / "traced", net_onnx=b"graph")
+    for error, kept in ((Stopped, True), (OutputError, True), (VerificationError, False), (None, False)):
+        with suppress(Stopped, OutputError, VerificationError), cache:
+            cache.keep("net", traced, {})
+            if error:
+                raise error("here")
+        assert (cache.restore("net", tmp_path) is not None) is kept
 
 
 def test_files_are_copied_to_another_disk(cache, tmp_path, monkeypatch):
@@ -134,10 +150,6 @@ def test_islands_and_ranges_survive_json():
     island = Island(graph="a", module="b", reason="c")
     lowered = Lowered(graph=None, islands=[island], quantised={"layers": 3})
     assert Lowered.from_dict(json.loads(json.dumps(lowered.to_dict()))) == lowered
-
-
-class Stopped(BaseException):
-    """As Ctrl-C, or a signal."""
 
 
 def test_a_stopped_export_does_not_trace_again(source, tmp_path, monkeypatch):

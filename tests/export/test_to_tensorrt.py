@@ -16,12 +16,11 @@ from bolid_export.calibrate import Calibration
 from bolid_export.cli import default_output, main
 from bolid_export.engine_target import EngineTarget, runtime_name
 from bolid_export.graphs import bind_graphs
-from bolid_export.package import save_graph
 from bolid_export.pipeline import Target, export_bundle, stage_count
-from bolid_export.precision import find_islands, lower
+from bolid_export.precision import lower
 from bolid_export.shapes import Range, graph_profile, resolve_shapes
 from bolid_export.sources import default_checkpoint, model_sizes, open_source
-from bolid_export.to_onnx import to_onnx
+from bolid_export.stream import to_onnx
 from bolid_export.to_tensorrt import EngineBuildError, build_engine, build_engines
 from bolid_sdk.built_engine import EngineKey
 from bolid_sdk.bundle import Bundle, file_sha256
@@ -112,8 +111,7 @@ def test_the_avatars_denoiser_is_built_in_fp16(tmp_path):
     source = open_source(default_checkpoint())
     sizes = model_sizes(source.checkpoint)
     graph = bind_graphs(source.checkpoint, sizes)["denoiser"]
-    lowered = lower(graph, "fp16", find_islands(graph, []))
-    save_graph(to_onnx(lowered, size_step=sizes.size_step, vae_factor=sizes.vae_factor), tmp_path)
+    to_onnx(lower(graph, "fp16"), tmp_path, size_step=sizes.size_step, vae_factor=sizes.vae_factor, dtype=None)
     engine = build_engines({"denoiser": graph.spec}, sizes, target_for(sizes), "fp16", tmp_path, print)["denoiser"]
     # below what the weights take in float32: the engine is float16
     parameters = sum(parameter.numel() for parameter in graph.parameters())

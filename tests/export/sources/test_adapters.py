@@ -12,7 +12,7 @@ from transformers import CLIPVisionModelWithProjection
 from bolid_export.graphs import bind_graphs
 from bolid_export.metrics import cosine
 from bolid_export.sources import Choices, model_sizes, open_source
-from bolid_export.to_onnx import to_onnx
+from bolid_export.stream import to_onnx
 from bolid_export.verify import load_engines
 from bolid_sdk.errors import InputError
 
@@ -100,9 +100,8 @@ def case(request, sd15_folder, image_encoder_folder, ip_adapters, denoisers):
     for name in graphs.keys() & {"image_encoder", "identity_encoder", "denoiser"}:
         key = sharing(name, request.param, model)
         if key not in traced:
-            path = folder / f"{key}.onnx"
-            onnx = to_onnx(graphs[name], size_step=sizes.size_step, vae_factor=sizes.vae_factor)
-            path.write_bytes(onnx.SerializeToString())
+            (folder / key).mkdir()
+            path = to_onnx(graphs[name], folder / key, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
             traced[key] = load_engines({name: path}, {name: graphs[name].spec})[name]
         engines[name] = traced[key]
     return Case(engines=engines, pipe=plain_pipeline(sd15_folder, image_encoder_folder, file), sizes=sizes)

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from bolid_export.graphs import bind_graphs
 from bolid_export.metrics import cosine
 from bolid_export.pipeline import Target, export_bundle
-from bolid_export.precision import find_islands, lower
+from bolid_export.precision import islands, lower, watch_peaks
 from bolid_export.sources import model_sizes, open_source
 from bolid_export.sources.adapter_kinds import INSTANT_ID, PULID, PULID_1_1
 from bolid_export.sources.adapters import assign_roles, attach_adapters, open_adapter
-from bolid_export.to_onnx import to_onnx
+from bolid_export.stream import to_onnx
 from bolid_export.torch_engine import TorchEngine
 from bolid_export.verify import load_engines
 from bolid_sdk import Face, Generator, Sampling
@@ -297,14 +297,13 @@ def test_the_networks_are_the_published_ones(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_the_engines_are_the_published_networks(case, precision, tmp_path):
-    files = {}
+    files, units = {}, {"size_step": case.sizes.size_step, "vae_factor": 8}
     for name, samples in (("identity_encoder", case.faces(1)), ("denoiser", example(case))):
         graph = case.graphs[name]
-        records = [tuple(torch.from_numpy(samples[tensor]) for tensor in graph.spec.input_names)]
-        islands = find_islands(graph, records) if precision == "fp16" else []
-        model = to_onnx(lower(graph, precision, islands), size_step=case.sizes.size_step, vae_factor=8)
-        files[name] = tmp_path / f"{name}.onnx"
-        files[name].write_bytes(model.SerializeToString())
+        with watch_peaks([graph.network]) as peaks, torch.no_grad():
+            graph(*(torch.from_numpy(samples[tensor]) for tensor in graph.spec.input_names))
+        lowered = lower(graph, precision, islands(graph, peaks))
+        files[name] = to_onnx(lowered, tmp_path, dtype=None, **units)
     check(case, load_engines(files, {name: case.graphs[name].spec for name in files}), precision)
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from bolid_export.graphs import bind_graphs
 from bolid_export.metrics import cosine, relative_error
 from bolid_export.sources import Choices, model_sizes, open_source
-from bolid_export.to_onnx import to_onnx
+from bolid_export.stream import to_onnx
 from bolid_export.verify import load_engines
 
 LEAST, MOST = 0.9999, 1e-4
@@ -95,9 +95,7 @@ def ours(checkpoint, given, tmp_path_factory):
     graphs = bind_graphs(checkpoint, sizes)
 
     def run(name, output, **inputs):
-        model = to_onnx(graphs[name], size_step=sizes.size_step, vae_factor=sizes.vae_factor)
-        file = folder / f"{name}.onnx"
-        file.write_bytes(model.SerializeToString())
+        file = to_onnx(graphs[name], folder, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
         return load_engines({name: file}, {name: graphs[name].spec})[name].run(inputs)[output]
 
     return {

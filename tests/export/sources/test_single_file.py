@@ -23,7 +23,7 @@ from bolid_export.sources.files import read_shapes
 from bolid_export.sources.original_layout import IGNORED, PARTS
 from bolid_export.sources.single_file import SD15, SDXL, load_single_file
 from bolid_export.sources.vaes import load_vae
-from bolid_export.to_onnx import to_onnx
+from bolid_export.stream import to_onnx
 from bolid_sdk.clip_tokenizer import ClipTokenizer
 from bolid_sdk.errors import InputError
 
@@ -206,14 +206,14 @@ def test_a_single_file_is_what_diffusers_makes_of_it(case):
 
 
 @pytest.mark.slow
-def test_the_engines_of_a_file_are_those_of_its_folder(sdxl, instant_id):
+def test_the_engines_of_a_file_are_those_of_its_folder(sdxl, instant_id, tmp_path):
     """Byte for byte."""
 
     def exported(model, config):
         checkpoint = open_source(model, [instant_id / "ip-adapter.bin"], Choices(config=config)).checkpoint
         sizes = model_sizes(checkpoint)
         graphs, units = bind_graphs(checkpoint, sizes), {"size_step": sizes.size_step, "vae_factor": sizes.vae_factor}
-        return [to_onnx(graphs[name], **units).SerializeToString() for name in ("text_encoder", "denoiser")]
+        return [to_onnx(graphs[name], tmp_path, **units).read_bytes() for name in ("text_encoder", "denoiser")]
 
     assert exported(sdxl.file, sdxl.folder) == exported(sdxl.folder, None)
 
