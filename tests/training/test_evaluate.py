@@ -1,6 +1,7 @@
 """The metrics against closed forms, and the protocol's promises."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from bolid_training.data import People
 from bolid_training.evaluate import compare as comparison
 from bolid_training.evaluate.cli import main
 from bolid_training.evaluate.compare import Contestant, common, parse_contestant
-from bolid_training.evaluate.exam import Exam, Seen
+from bolid_training.evaluate.exam import Exam, Seen, look, look_at_references
 from bolid_training.evaluate.figure import chosen_rows
 from bolid_training.evaluate.gate import compare_bundles
 from bolid_training.evaluate.intervals import distance_summary, summary
@@ -173,6 +174,27 @@ def test_a_perfect_picture_is_the_ceiling_and_somebody_else_is_not_found():
     )
     assert "fd_judge_clip" not in found["floors"]
     assert found["by_pose"]["id_similarity"]["walking"]["value"] == 1
+
+
+def test_a_reference_is_looked_at_once_however_many_trials_it_has(judges):
+    people = photographs(size=64)
+    chosen = trials(people, 8, pictures=5)
+    indices = [trial.index for trial in chosen]
+    assert len(set(indices)) < len(indices)
+    asked = replace(exam(8), trials=chosen, parts=people.parts[indices])
+    looked = []
+
+    class Counting:
+        keypoints, clip = judges.keypoints, judges.clip
+
+        def people(self, images, keypoints):
+            looked.append(len(images))
+            return judges.people(images, keypoints)
+
+    once, each = (see(Counting(), asked, people.images[indices]) for see in (look_at_references, look))
+    assert looked == [len(set(indices)), len(indices)]
+    for name in ("keypoints", "identity", "clip", "colours"):
+        np.testing.assert_allclose(getattr(once, name), getattr(each, name), atol=1e-4)
 
 
 def test_trials_take_one_photograph_a_person_and_another_place():

@@ -16,7 +16,7 @@ from PIL import Image
 from bolid_sdk import Generator, Identity, Sampling
 from bolid_sdk.errors import InputError
 from bolid_training.data import People
-from bolid_training.evaluate.exam import Exam, Seen, look, scores, set_exam
+from bolid_training.evaluate.exam import Exam, Seen, look, look_at_references, scores, set_exam
 from bolid_training.evaluate.figure import chosen_rows, figure
 from bolid_training.evaluate.intervals import Summary, summary
 from bolid_training.evaluate.pictures import generate, identify, reconstruct
@@ -126,7 +126,7 @@ def common(accepted: list[Accepted]) -> list[Accepted]:
 
 def references(exam: Exam, judges: Judges, generator: Generator) -> tuple[dict[str, Any], Seen]:
     """`ceilings`, `autoencoded` and `floors`, and what is seen in the references."""
-    seen = look(judges, exam, exam.references)
+    seen = look_at_references(judges, exam, exam.references)
     shown = scores(exam, seen, seen, exam.true_prompts) | likeness(judges, exam, exam.references)
     others = scores(exam, seen.somebody_else(), seen, exam.prompts)
     others |= likeness(judges, exam, np.roll(exam.references, 1, 0))
@@ -136,7 +136,7 @@ def references(exam: Exam, judges: Judges, generator: Generator) -> tuple[dict[s
     }
     rebuilt = reconstruct(generator, exam.references)
     if rebuilt is not None:
-        coded = look(judges, exam, rebuilt)
+        coded = look_at_references(judges, exam, rebuilt)
         values = scores(exam, coded, seen, exam.true_prompts) | likeness(judges, exam, rebuilt)
         rows["autoencoded"] = summaries(exam, values) | distance(exam, coded)
     return rows, seen

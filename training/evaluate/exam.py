@@ -4,7 +4,7 @@ The generated pictures sit the same exam as those that stand beside them in the 
 references through the autoencoder, and the references of other people.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,6 +92,13 @@ def look(judges: Judges, exam: Exam, images: NDArray[np.uint8]) -> Seen:
         clip=judges.clip.embed_images(images),
         colours=np.stack([clothes_colours(i, p) for i, p in zip(images, exam.parts, strict=True)]),
     )
+
+
+def look_at_references(judges: Judges, exam: Exam, references: NDArray[np.uint8]) -> Seen:
+    """What `look` says of the references or of what became of them, each seen once however many trials it has."""
+    _, first, trial = np.unique([t.index for t in exam.trials], return_index=True, return_inverse=True)
+    once = look(judges, replace(exam, parts=exam.parts[first]), references[first])
+    return Seen(**{field.name: getattr(once, field.name)[trial] for field in fields(once)})
 
 
 def scores(exam: Exam, seen: Seen, original: Seen, texts: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from bolid_sdk import Generator
 from bolid_training.data import People
-from bolid_training.evaluate.exam import GALLERY, Exam, Seen, look, scores, set_exam
+from bolid_training.evaluate.exam import GALLERY, Exam, Seen, look, look_at_references, scores, set_exam
 from bolid_training.evaluate.intervals import Summary, distance_summary, summary
 from bolid_training.evaluate.pictures import generate, identify, reconstruct
 from bolid_training.evaluate.protocol import Trial
@@ -35,7 +35,7 @@ def evaluate(
     accepted = identify(generator, people, trials)
     exam = set_exam(judges, people, accepted)
     generated = look(judges, exam, generate(generator, accepted, seed))
-    reference = look(judges, exam, exam.references)
+    reference = look_at_references(judges, exam, exam.references)
     rebuilt = reconstruct(generator, exam.references)
     alone = sum(trial.other == trial.index for trial in exam.trials)
     return {
@@ -43,7 +43,7 @@ def evaluate(
         "people": len(np.unique(exam.people)),
         "references_refused": len(trials) - len(accepted),
         "compared_with_the_reference_itself": alone,
-        **compare(exam, generated, reference, None if rebuilt is None else look(judges, exam, rebuilt)),
+        **compare(exam, generated, reference, None if rebuilt is None else look_at_references(judges, exam, rebuilt)),
     }
 
 
