@@ -49,6 +49,10 @@ SETTINGS = {"help_option_names": ["-h", "--help"]}
     "--guidance", type=float, help="How strictly the prompt is followed; 1 is fastest. [default: the bundle's]"
 )
 @click.option("--sampler", help="ddim, euler, euler_a, dpm++2m or lcm. [default: the bundle's]")
+@click.option(
+    "--spacing",
+    help="Of the steps: leading, trailing (as Turbo and Lightning were trained) or linspace. [default: the bundle's]",
+)
 @click.option("--caching", help="off, balanced or fast: fewer whole steps, other pictures. [default: the bundle's]")
 @click.option(
     "--guidance-interval", metavar="LO:HI", help="Guide between these fractions of the steps only, as 0.1:0.8."
@@ -139,7 +143,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 
     width, height = _size(given["size"])
     options = {name: given[name] for name in ("image_prompt", "identity_scale", "image_scale", "pose_scale")}
-    chosen = {name: given[name] for name in ("steps", "guidance", "sampler", "caching")}
+    chosen = {name: given[name] for name in ("steps", "guidance", "sampler", "spacing", "caching")}
     sampling = Sampling(**chosen, guidance_interval=_interval(given["guidance_interval"]))
     pose = {} if given["pose"] is None else {"pose": _pose(given["pose"])}
     loras = {"loras": [parse_lora(lora) for lora in given["loras"]]} if given["loras"] else {}

@@ -56,6 +56,15 @@ def test_all_options_together(run, reference, tmp_path, standing):
         assert (outcome.exit_code, outcome.output) == (0, "")
 
 
+def test_the_steps_may_be_spaced_as_a_model_was_trained(run, tmp_path):
+    written = []
+    for spacing in ("leading", "trailing"):
+        outcome = run("--seed", 5, "--spacing", spacing, output=tmp_path / f"{spacing}.png")
+        assert outcome.exit_code == 0, outcome.output
+        written.append(np.asarray(Image.open(tmp_path / f"{spacing}.png")))
+    assert not np.array_equal(*written)
+
+
 def test_a_warning_is_printed_once(run):
     outcome = run("-n", 2, prompt="walking " * 100)
     assert outcome.stderr.count("longer than 77 tokens") == 1
@@ -76,6 +85,7 @@ def test_a_warning_is_printed_once(run):
         (("--steps", "0"), {}, "steps=0"),
         (("--guidance", "-2"), {}, "guidance=-2"),
         (("--sampler", "best"), {}, "ddim, euler"),
+        (("--spacing", "wide"), {}, "leading, trailing, linspace"),
         (("--caching", "much"), {}, "off, balanced, fast"),
         (("--guidance-interval", "half"), {}, "expected LO:HI"),
         (("--guidance-interval", "0.9:0.1"), {}, "from < to"),
