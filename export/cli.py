@@ -9,8 +9,9 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 from tqdm import tqdm
@@ -19,13 +20,46 @@ from bolid_sdk.contracts import Sizes
 from bolid_sdk.errors import BolidError, InputError, OutputError
 
 if TYPE_CHECKING:
-    from bolid_export.engine_target import EngineRequest
+    from bolid_export.engine_target import EngineRequest, EngineTarget
+    from bolid_export.pipeline import Target
+    from bolid_export.precision import Precision
     from bolid_export.sources import Source
     from bolid_sdk.bundle import Bundle
 
 BACKENDS = ("onnx", "openvino", "tensorrt-rtx", "tensorrt")
 PRECISIONS = ("fp32", "fp16", "int8")
 MAX_LORA_RANK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command line says, as it says it."""
+
+    model: Path | None
+    adapters: tuple[Path, ...]
+    loras: tuple[str, ...]
+    hot_lora: int | None
+    vae: Path | None
+    image_encoder: Path | None
+    prediction_type: str | None
+    config: Path | None
+    precision: str
+    backend: str
+    compute_capability: str | None
+    version_compatible: bool
+    hardware_compatible: bool
+    refit: bool
+    batch: str | None
+    size: str | None
+    output: Path | None
+    licence: str | None
+    gate: str | None
+    force: bool
+    no_cache: bool
+    ignore_memory: bool
+    dry_run: bool
+    as_json: bool
+
 
 EXAMPLES = """\b
 Examples:
@@ -134,72 +168,47 @@ def main(**given: Any) -> None:
     Before it starts, an export compares what it needs with the disks and, by an estimate, with the memory here.
     """
     with _failures_in_one_line():
-        _run(**given)
+        _run(Asked(**given))
 
 
-def _run(
-    model: Path | None,
-    adapters: tuple[Path, ...],
-    loras: tuple[str, ...],
-    hot_lora: int | None,
-    vae: Path | None,
-    image_encoder: Path | None,
-    prediction_type: str | None,
-    config: Path | None,
-    precision: str,
-    backend: str,
-    compute_capability: str | None,
-    version_compatible: bool,
-    hardware_compatible: bool,
-    refit: bool,
-    batch: str | None,
-    size: str | None,
-    output: Path | None,
-    licence: str | None,
-    gate: str | None,
-    force: bool,
-    no_cache: bool,
-    ignore_memory: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    _check_choice("precision", precision, PRECISIONS)
-    _check_choice("backend", backend, BACKENDS)
-    options = {"version_compatible": version_compatible, "hardware_compatible": hardware_compatible, "refit": refit}
-    request = _engine_request(backend, compute_capability, batch, size, options)
-    if backend == "openvino":
+def _run(asked: Asked) -> None:
+    _check_choice("precision", asked.precision, PRECISIONS)
+    _check_choice("backend", asked.backend, BACKENDS)
+    request = _engine_request(asked)
+    if asked.backend == "openvino":
         _require_openvino()
-    folder = output or default_output(model, precision, backend)
-    if folder.exists() and not force:
+    folder = asked.output or default_output(asked.model, asked.precision, asked.backend)
+    if folder.exists() and not asked.force:
         raise OutputError(f"{folder} exists already; choose another folder with -o, or replace it with --force")
-    choices = {"vae": vae, "image_encoder": image_encoder, "prediction_type": prediction_type, "config": config}
-    source = _open(model, adapters, loras, hot_lora_rank=_hot_lora_rank(hot_lora), **choices)
-    engines = request.resolve(_sizes(source)) if request else None
+    source = _open(asked)
+    target = _target(asked, folder, request.resolve(_sizes(source)) if request else None)
     from bolid_export.plan import plan, plan_text
 
-    runtimes = ("onnxruntime", "openvino") if backend == "openvino" else ("onnxruntime",)
-    planned = plan(source, precision, folder, engines, runtimes=runtimes, gate=gate is not None)
-    if dry_run:
-        click.echo(json.dumps(planned, indent=1) if as_json else plan_text(planned))
+    planned = plan(
+        source, target.precision, folder, target.engines, runtimes=target.runtimes, gate=target.gate is not None
+    )
+    if asked.dry_run:
+        click.echo(json.dumps(planned, indent=1) if asked.as_json else plan_text(planned))
         return
-    _require_room(planned, ignore_memory)
+    _require_room(planned, asked.ignore_memory)
+    _export(source, target, asked.as_json)
+
+
+def _target(asked: Asked, folder: Path, engines: EngineTarget | None) -> Target:
     from bolid_export.gate import CommandGate
     from bolid_export.pipeline import Target
 
-    foreign = bool(model or adapters or loras or vae or image_encoder)
-    licence = licence or ("unknown" if foreign else "Apache-2.0")
-    accept = CommandGate(gate) if gate is not None else None
-    target = Target(
+    foreign = bool(asked.model or asked.adapters or asked.loras or asked.vae or asked.image_encoder)
+    return Target(
         folder=folder,
-        precision=precision,
-        licence=licence,
-        overwrite=force,
+        precision=cast("Precision", asked.precision),
+        licence=asked.licence or ("unknown" if foreign else "Apache-2.0"),
+        overwrite=asked.force,
         engines=engines,
-        runtimes=runtimes,
-        cache=not no_cache,
-        gate=accept,
+        runtimes=("onnxruntime", "openvino") if asked.backend == "openvino" else ("onnxruntime",),
+        cache=not asked.no_cache,
+        gate=CommandGate(asked.gate) if asked.gate is not None else None,
     )
-    _export(source, target, as_json)
 
 
 def default_output(model: Path | None, precision: str, backend: str = "onnx") -> Path:
@@ -215,15 +224,15 @@ def default_output(model: Path | None, precision: str, backend: str = "onnx") ->
     return base / "engines" / f"{name}{suffix}"
 
 
-def _engine_request(
-    backend: str, compute_capability: str | None, batch: str | None, size: str | None, options: dict[str, bool]
-) -> EngineRequest | None:
+def _engine_request(asked: Asked) -> EngineRequest | None:
     """None: ONNX graphs are all that is wanted."""
-    if backend.startswith("tensorrt"):
+    options = {name: getattr(asked, name) for name in ("version_compatible", "hardware_compatible", "refit")}
+    if asked.backend.startswith("tensorrt"):
         from bolid_export.engine_target import BuildOptions, EngineRequest
 
-        return EngineRequest.parse(backend, compute_capability, batch, size, BuildOptions(**options))
-    given = {"--compute-capability": compute_capability, "--batch": batch, "--size": size}
+        built = BuildOptions(**options)
+        return EngineRequest.parse(asked.backend, asked.compute_capability, asked.batch, asked.size, built)
+    given = {"--compute-capability": asked.compute_capability, "--batch": asked.batch, "--size": asked.size}
     given |= {f"--{name.replace('_', '-')}": "" for name, chosen in options.items() if chosen}
     for option, value in given.items():
         if value is not None:
@@ -232,18 +241,26 @@ def _engine_request(
     return None
 
 
-def _open(model: Path | None, adapters: tuple[Path, ...], loras: tuple[str, ...], **choices: Any) -> Source:
+def _open(asked: Asked) -> Source:
     _quieten_libraries()
     from bolid_export.sources import PREDICTION_TYPES, Choices, Lora, default_checkpoint, open_source
 
-    if choices["prediction_type"]:
-        _check_choice("prediction type", choices["prediction_type"], PREDICTION_TYPES)
-    folder = model or default_checkpoint()
-    if model is None and not (folder / "model_index.json").is_file():
+    if asked.prediction_type:
+        _check_choice("prediction type", asked.prediction_type, PREDICTION_TYPES)
+    folder = asked.model or default_checkpoint()
+    if asked.model is None and not (folder / "model_index.json").is_file():
         raise InputError(
             "this installation has no avatar weights; name a model with --model, or train one: bolid-train"
         )
-    return open_source(folder, adapters, Choices(loras=tuple(Lora.parse(lora) for lora in loras), **choices))
+    choices = Choices(
+        loras=tuple(Lora.parse(lora) for lora in asked.loras),
+        hot_lora_rank=_hot_lora_rank(asked.hot_lora),
+        vae=asked.vae,
+        image_encoder=asked.image_encoder,
+        prediction_type=asked.prediction_type,
+        config=asked.config,
+    )
+    return open_source(folder, asked.adapters, choices)
 
 
 def _hot_lora_rank(rank: int | None) -> int:
@@ -275,7 +292,7 @@ def _require_openvino() -> None:
         click.echo(f"warning: {notice}", err=True)
 
 
-def _export(source: Source, target: Any, as_json: bool) -> None:
+def _export(source: Source, target: Target, as_json: bool) -> None:
     from bolid_export.package import REPORT
     from bolid_export.pipeline import export_bundle, stage_count
     from bolid_export.runtimes import OPENVINO
