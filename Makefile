@@ -22,7 +22,7 @@ demo: $(DEMO)/.installed ## one picture with the runtime alone (no PyTorch): dem
 
 # One file a worker at a time, so that what a module prepares is prepared once. PyTorch's threads would wait for each
 # other's cores.
-PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -ra --numprocesses auto --maxprocesses 4 --dist loadfile
+PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -ra --numprocesses auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 test: lint types ## lint, types and every test
 	$(PARALLEL)

@@ -1,17 +1,16 @@
 """`bolid-export`: one line and an exit code for every mistake, a plan before the work."""
 
 import json
-import os
 import shutil
 import signal
-import time
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
 
 from bolid_export import cli
 from bolid_export.cli import default_output, main
-from bolid_export.scratch import scratch_folder
 
 
 def run(*arguments):
@@ -106,17 +105,28 @@ def test_our_own_failures_are_one_line_and_exit_1(model_folder, output, monkeypa
     assert "ZeroDivisionError" in result.stderr
 
 
-def terminate():
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(5)  # until Python comes to it
+SLOW_EXPORT = """
+import sys, time
+from bolid_export import cli, pipeline
+
+def stuck(*arguments):
+    print("begun", flush=True)
+    time.sleep(600)
+
+pipeline._calibrate = stuck
+cli.main(sys.argv[1:])
+"""
 
 
-def test_a_terminated_export_leaves_no_temporary_folder(tmp_path):
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit, match="143"), cli._terminated_cleanly(), scratch_folder(tmp_path / "out"):
-        terminate()
-    assert list(tmp_path.iterdir()) == []
-    assert signal.getsignal(signal.SIGTERM) is before
+def test_a_terminated_export_leaves_nothing(model_folder, output):
+    """In a process of its own, as a scheduler or a shutdown ends it."""
+    command = [sys.executable, "-c", SLOW_EXPORT, "--model", model_folder, "-o", output, "--no-cache"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as export:
+        assert export.stdout.readline() == "begun\n"
+        assert [folder for folder in output.parent.iterdir() if folder.name.startswith(".bolid-export-")]
+        export.terminate()
+    assert export.returncode == 128 + signal.SIGTERM
+    assert [folder.name for folder in output.parent.iterdir()] == []
 
 
 def test_default_folders(tmp_path):
