@@ -20,8 +20,8 @@ demo: $(DEMO)/.installed ## one picture with the runtime alone (no PyTorch): dem
 	$(DEMO)/bin/bolid-infer examples/ref.png "$(PROMPT)" -o demo.png; \
 	echo "$(CURDIR)/demo.png, $$(( ($$(date +%s%N) - start) / 1000000 )) ms from process start to file, without PyTorch"
 
-# One file a worker at a time, so that what a module prepares is prepared once. PyTorch's threads would wait for each
-# other's cores.
+# One file a worker at a time, so that what a module prepares is prepared once; a worker that dies ends the run, which
+# would wait for its tests for ever. PyTorch's threads would wait for each other's cores.
 PARALLEL := OMP_NUM_THREADS=1 $(BIN)/pytest -ra --numprocesses auto --maxprocesses 4 --dist loadfile --max-worker-restart 0
 
 test: lint types ## lint, types and every test
