@@ -4,6 +4,7 @@ Derived arrays (latents, patch tokens, skeletons) are computed once, kept as .np
 that holds the data set's split and size, and memory-mapped.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -108,7 +109,8 @@ def process_state() -> PartialState:
 
 def _compute(file: Path, compute: Callable[[slice], NDArray], count: int, chunk: int) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial.npy")
+    # two runs that begin together compute the same, each in its own file
+    partial = file.with_suffix(f".{os.getpid()}.partial.npy")
     out = None
     for piece in tqdm(_slices(count, chunk), total=-(-count // chunk), desc=file.stem, dynamic_ncols=True):
         values = compute(piece)
