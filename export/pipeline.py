@@ -61,8 +61,6 @@ from bolid_sdk.schedule import SamplerTable
 
 Progress = Callable[[str], None]
 
-LONGEST = "denoiser"
-
 # Ranges need many different activations, the search few: each of its trials runs all of them.
 CALIBRATION_RECORDS, SEARCH_RECORDS = 16, 4
 
@@ -111,10 +109,10 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
         lowers = target.precision == "fp16"
         with residency.automatic(), watch_peaks(g.network for g in graphs.values() if lowers) as peaks:
             calibration = _calibrate(source, graphs, sizes, progress)
-        lowered, options = [], _options(sizes, target.precision)
+        lowered = []
         for name, graph in graphs.items():
             lowering = partial(_lower, graph, calibration.records[name], peaks, target.precision, residency)
-            trace = partial(_trace, lowering, ahead if name == LONGEST else None, folder, options)
+            trace = partial(_trace, lowering, ahead, folder, sizes, target.precision)
             lowered.append(_traced(cache, name, folder, progress, trace))
             residency.release(graph)
         checked = _verify(source, graphs, calibration, target, folder, progress)
@@ -189,10 +187,19 @@ def _traced(
 def _ahead(
     graphs: Mapping[str, Graph], sizes: Sizes, precision: Precision, residency: Residency
 ) -> AbstractContextManager[TraceAhead | None]:
-    """The longest trace of a large model; in fp16 in the hope of no islands. What int8 will be, nobody knows yet."""
-    if not residency.large or precision == "int8" or LONGEST not in graphs:
+    """Traces of a large model, the longest first; in fp16 with no islands but what is policy. What int8 will be, nobody
+    knows yet."""
+    if not residency.large:
         return nullcontext()
-    return TraceAhead(lower(graphs[LONGEST], precision), **_options(sizes, precision))
+    known = {name: graph for name, graph in graphs.items() if precision != "int8" or name not in QUANTISED_GRAPHS}
+    longest = sorted(known, key=lambda name: sum(1 for _ in known[name].modules()), reverse=True)
+    lowered = {name: lower(known[name], precision, _foreseen(known[name], precision)) for name in longest}
+    return TraceAhead(lowered, **_options(sizes, precision))
+
+
+def _foreseen(graph: Graph, precision: Precision) -> list[Island]:
+    """The islands that a graph has whatever calibration sees."""
+    return islands(graph, {}) if precision == "fp16" else []
 
 
 def _options(sizes: Sizes, precision: Precision) -> dict[str, Any]:
@@ -215,13 +222,16 @@ def _lower(graph: Graph, records: list[Record], peaks: Peaks, precision: Precisi
     return lowered
 
 
-def _trace(lowering: Callable[[], Lowered], ahead: TraceAhead | None, folder: Path, options: dict[str, Any]) -> Lowered:
-    """Writes the graph, and gives it up with the memory it holds. `ahead` has traced it without islands."""
+def _trace(
+    lowering: Callable[[], Lowered], ahead: TraceAhead | None, folder: Path, sizes: Sizes, precision: Precision
+) -> Lowered:
+    """Writes the graph, and gives it up with the memory it holds. `ahead` may have traced it as it was foreseen."""
     part = lowering()
-    if ahead and not part.islands and (traced := ahead.result()):
+    foreseen = part.quantised is None and part.islands == _foreseen(part.graph, precision)
+    if ahead and foreseen and (traced := ahead.result(part.graph.spec.name)):
         write_onnx(traced, part.graph.parameters(), folder)
     else:
-        to_onnx(part.graph, folder, **options)
+        to_onnx(part.graph, folder, **_options(sizes, precision))
     return replace(part, graph=None)
 
 

@@ -106,18 +106,24 @@ def _half_copy(graph: Graph) -> Graph:
 def _raise_island(module: nn.Module, original: nn.Module) -> None:
     """float32 inside, with the weights as they were; the caller sees the dtype it passed in."""
     module.float().load_state_dict(original.state_dict())
-    dtypes: list[torch.dtype] = []
+    border = _Border()
+    module.register_forward_pre_hook(border.enter, with_kwargs=True)
+    module.register_forward_hook(border.leave)
 
-    def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+
+class _Border:
+    """Of an island; a class, because a graph goes to another process with it."""
+
+    def __init__(self) -> None:
+        self._dtypes: list[torch.dtype] = []
+
+    def enter(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         floats = [t.dtype for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.is_floating_point()]
-        dtypes.append(floats[0] if floats else torch.float32)
+        self._dtypes.append(floats[0] if floats else torch.float32)
         return tree_map(_cast(torch.float32), (args, kwargs))
 
-    def leave(module: nn.Module, args: Any, output: Any) -> Any:
-        return tree_map(_cast(dtypes.pop()), output)
-
-    module.register_forward_pre_hook(enter, with_kwargs=True)
-    module.register_forward_hook(leave)
+    def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return tree_map(_cast(self._dtypes.pop()), output)
 
 
 def _cast(dtype: torch.dtype) -> Any:

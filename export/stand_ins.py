@@ -23,6 +23,9 @@ MIN_ELEMENTS = 1 << 16
 """Smaller parameters stay as they are: a folded scale or bias is computed from its values."""
 
 
+HOOKED = "_output_capturing_hooks_installed"
+
+
 @dataclass(frozen=True, kw_only=True)
 class View:
     """A graph's parameter number `index`, as a tracer lays it out; `strides` in elements."""
@@ -71,7 +74,20 @@ def seen(array: NDArray[Any], indices: Mapping[int, int]) -> View | NDArray[Any]
 
 def without_weights(graph: Graph) -> Graph:
     """A copy whose large parameters are shapes of a single zero, for a tracer in another process."""
-    return copy.deepcopy(graph, {id(p): nn.Parameter(_bare(p.detach()), False) for p in graph.parameters()})
+    bare = copy.deepcopy(graph, {id(p): nn.Parameter(_bare(p.detach()), False) for p in graph.parameters()})
+    for module in bare.modules():
+        _forget_capturing(module)
+    return bare
+
+
+def _forget_capturing(module: nn.Module) -> None:
+    """Hooks that transformers puts on a model's layers at its first run, and again where it finds none. They are local
+    functions, which no other process can be sent."""
+    for number, hook in list(module._forward_hooks.items()):
+        if "<locals>" in getattr(hook, "__qualname__", ""):
+            del module._forward_hooks[number]
+    if hasattr(module, HOOKED):
+        setattr(module, HOOKED, False)
 
 
 def _bare(weight: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Traces one graph in a process of its own: `python -m bolid_export.trace_worker REQUEST RESULT`.
+"""Traces graphs in a process of its own: `python -m bolid_export.trace_worker FOLDER`, the other side of `trace_ahead`.
 
-REQUEST is what `bolid_export.trace_ahead` saves, RESULT a pickle of what it reads; nobody else's files are read. When
-the exporter is killed its end of our standard input closes: then this process ends as well, and takes both along.
+Nobody else's files are read. When the exporter is killed its end of our standard input closes: then this process ends
+as well, and takes its files along.
 """
 
 from __future__ import annotations
@@ -16,26 +16,31 @@ from threading import Thread
 import torch
 
 from bolid_export.stream import trace_apart
+from bolid_export.trace_ahead import claim, request_file, result_file
 
 
-def main(request: str, result: str) -> None:
-    files = Path(request), Path(result)
-    Thread(target=_end_with_exporter, args=(files,), daemon=True).start()
+def main(folder: Path) -> None:
+    Thread(target=_end_with_exporter, args=(folder,), daemon=True).start()
     torch.set_num_threads(1)
-    asked = torch.load(request, weights_only=False)
-    traced = trace_apart(asked["graph"], **asked["options"])
-    Path(result).write_bytes(pickle.dumps((traced.model.SerializeToString(), traced.weights)))
+    asked = torch.load(request_file(folder), weights_only=False)
+    for name, graph in asked["graphs"].items():
+        if claim(folder, name):
+            traced = trace_apart(graph, **asked["options"])
+            partial = folder / f"{name}.partial"
+            partial.write_bytes(pickle.dumps((traced.model.SerializeToString(), traced.weights)))
+            partial.rename(result_file(folder, name))
 
 
-def _end_with_exporter(files: tuple[Path, Path]) -> None:
+def _end_with_exporter(folder: Path) -> None:
     # not sys.stdin: a process that ends by itself may not hold its lock
     os.read(0, 1)
-    for file in files:
-        file.unlink(missing_ok=True)
     with suppress(OSError):
-        files[0].parent.rmdir()
+        for pattern in ("request", "*.claim", "*.partial", "*.result"):
+            for file in folder.glob(pattern):
+                file.unlink(missing_ok=True)
+        folder.rmdir()
     os._exit(1)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(Path(sys.argv[1]))

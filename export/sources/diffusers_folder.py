@@ -18,7 +18,7 @@ from transformers import (
 from bolid_export.sources.families import STABLE_DIFFUSION_XL, exportable_family
 from bolid_export.sources.files import PICKLES, read_shapes
 from bolid_export.sources.model import Base, Defaults
-from bolid_export.sources.stored import memory_dtype
+from bolid_export.sources.stored import memory_dtype, read_whole
 from bolid_sdk.errors import InputError
 from bolid_training.model.checkpoint import ZERO_UNCONDITIONAL
 from bolid_training.model.lightning import LIGHTNING, LORA_FILE, fuse_lora
@@ -118,6 +118,7 @@ def from_pretrained(network: Any, folder: Path) -> Any:
     model = network.from_pretrained(
         folder, variant=_variant(folder), use_safetensors=True, local_files_only=True, **dtype
     )
+    read_whole(model)
     return model.eval().requires_grad_(False)
 
 

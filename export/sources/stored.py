@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 # Bytes on disk above which float32 copies of everything do not fit into the memory of an ordinary machine.
 LARGE = 1 << 30
@@ -24,6 +24,13 @@ def tensors_dtype(tensors: Collection[Tensor]) -> torch.dtype:
     """Likewise, of a network that shares its file with others."""
     large = sum(tensor.nbytes for tensor in tensors) >= LARGE
     return torch.float16 if large and all(tensor.dtype == torch.float16 for tensor in tensors) else torch.float32
+
+
+def read_whole(network: nn.Module) -> None:
+    """Copies weights that are mapped out of their file: its pages stay in memory until the last of them is given up,
+    beside the float32 copies that replace them one by one."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def _is_half(file: Path) -> bool:

@@ -25,7 +25,7 @@ from bolid_export.remembered import Remembered
 from bolid_export.residency import Residency
 from bolid_export.sources import open_source, stored
 from bolid_export.torch_engine import TorchEngine
-from bolid_export.trace_ahead import WORKER, TraceAhead
+from bolid_export.trace_ahead import WORKER, TraceAhead, request_file
 from bolid_export.verify import load_engines
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 
@@ -143,24 +143,52 @@ def test_weights_at_rest_are_traced_as_float32_ones(sizes, tmp_path):
     assert len(contents[0]) < 2 * 240_000 + 10_000
 
 
+def wait_until_begun(ahead, name):
+    while ahead._process.poll() is None and not ahead.begun(name):
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def decoder(large_source, sizes):
+    return bind_graphs(large_source.checkpoint, sizes)["vae_decoder"]
+
+
 @pytest.mark.slow
-def test_a_trace_in_another_process_is_the_same(large_source, sizes, tmp_path):
-    graph = bind_graphs(large_source.checkpoint, sizes)["vae_decoder"]
+def test_a_trace_in_another_process_is_the_same(decoder, sizes, tmp_path):
     units = {"size_step": sizes.size_step, "vae_factor": sizes.vae_factor}
-    with TraceAhead(graph, **units) as ahead:
-        elsewhere = ahead.result()
-    here = stream.trace_apart(graph, **units)
+    with TraceAhead({"vae_decoder": decoder}, **units) as ahead:
+        wait_until_begun(ahead, "vae_decoder")
+        elsewhere = ahead.result("vae_decoder")
+    here = stream.trace_apart(decoder, **units)
     contents = []
     for name, traced in (("here", here), ("elsewhere", elsewhere)):
         (tmp_path / name).mkdir()
-        contents.append(stream.write_onnx(traced, graph.parameters(), tmp_path / name).read_bytes())
+        contents.append(stream.write_onnx(traced, decoder.parameters(), tmp_path / name).read_bytes())
     assert contents[0] == contents[1]
 
 
-def test_a_trace_that_failed_elsewhere_is_a_warning(affine, sizes):
-    failing = TraceAhead(affine, size_step=sizes.size_step, vae_factor="none")
-    with failing as ahead, pytest.warns(UserWarning, match="ended with 1; it is done here again"):
-        assert ahead.result() is None
+def test_a_trace_that_failed_elsewhere_is_a_warning(decoder, sizes):
+    with TraceAhead({"vae_decoder": decoder}, size_step=sizes.size_step, vae_factor="none") as ahead:
+        wait_until_begun(ahead, "vae_decoder")
+        with pytest.warns(UserWarning, match="ended with 1; it is done here"):
+            assert ahead.result("vae_decoder") is None
+
+
+def test_a_process_that_never_began_is_a_warning(affine, sizes):
+    """It knows nothing of classes that tests define."""
+    with TraceAhead({"affine": affine}, size_step=sizes.size_step, vae_factor=sizes.vae_factor) as ahead:
+        ahead._process.wait()
+        with pytest.warns(UserWarning, match="ended with 1; it is done here"):
+            assert ahead.result("affine") is None
+
+
+def test_what_nobody_has_begun_is_traced_here_and_only_here(decoder, sizes):
+    with TraceAhead({"vae_decoder": decoder}, size_step=sizes.size_step, vae_factor=sizes.vae_factor) as ahead:
+        # that process is not there before it has imported PyTorch
+        assert ahead.result("vae_decoder") is None
+        assert ahead.result("another") is None
+        assert ahead._process.wait() == 0
+        assert not list(ahead._folder.glob("*.result"))
 
 
 EXPORTER = """
@@ -175,8 +203,8 @@ def test_a_killed_exporter_leaves_no_tracer(tmp_path):
     """The tracer waits for a request that nobody writes."""
     folder = tmp_path / "trace"
     folder.mkdir()
-    os.mkfifo(folder / "request")
-    command = [sys.executable, "-c", EXPORTER, *WORKER, folder / "request", folder / "result"]
+    os.mkfifo(request_file(folder))
+    command = [sys.executable, "-c", EXPORTER, *WORKER, folder]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as exporter:
         tracer = int(exporter.stdout.readline())
         exporter.kill()
