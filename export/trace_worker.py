@@ -14,7 +14,9 @@ from pathlib import Path
 from threading import Thread
 
 import torch
+from transformers import PreTrainedModel
 
+from bolid_export.graphs import Graph
 from bolid_export.stream import trace_apart
 from bolid_export.trace_ahead import claim, request_file, result_file
 
@@ -25,10 +27,19 @@ def main(folder: Path) -> None:
     asked = torch.load(request_file(folder), weights_only=False)
     for name, graph in asked["graphs"].items():
         if claim(folder, name):
+            _make_known(graph)
             traced = trace_apart(graph, **asked["options"])
             partial = folder / f"{name}.partial"
             partial.write_bytes(pickle.dumps((traced.model.SerializeToString(), traced.weights)))
             partial.rename(result_file(folder, name))
+
+
+def _make_known(graph: Graph) -> None:
+    """transformers captures hidden states for classes of which a process has made a model; these have come by file."""
+    for module in graph.modules():
+        if isinstance(module, PreTrainedModel):
+            with torch.device("meta"):
+                type(module)(module.config)
 
 
 def _end_with_exporter(folder: Path) -> None:

@@ -154,16 +154,19 @@ def decoder(large_source, sizes):
 
 
 @pytest.mark.slow
-def test_a_trace_in_another_process_is_the_same(decoder, sizes, tmp_path):
+@pytest.mark.parametrize("name", ["vae_decoder", "image_encoder"])
+def test_a_trace_in_another_process_is_the_same(large_source, sizes, tmp_path, name):
+    """The image encoder is transformers', which keeps account of its models by process."""
+    graph = bind_graphs(large_source.checkpoint, sizes)[name]
     units = {"size_step": sizes.size_step, "vae_factor": sizes.vae_factor}
-    with TraceAhead({"vae_decoder": decoder}, **units) as ahead:
-        wait_until_begun(ahead, "vae_decoder")
-        elsewhere = ahead.result("vae_decoder")
-    here = stream.trace_apart(decoder, **units)
+    with TraceAhead({name: graph}, **units) as ahead:
+        wait_until_begun(ahead, name)
+        elsewhere = ahead.result(name)
+    here = stream.trace_apart(graph, **units)
     contents = []
-    for name, traced in (("here", here), ("elsewhere", elsewhere)):
-        (tmp_path / name).mkdir()
-        contents.append(stream.write_onnx(traced, decoder.parameters(), tmp_path / name).read_bytes())
+    for place, traced in (("here", here), ("elsewhere", elsewhere)):
+        (tmp_path / place).mkdir()
+        contents.append(stream.write_onnx(traced, graph.parameters(), tmp_path / place).read_bytes())
     assert contents[0] == contents[1]
 
 
