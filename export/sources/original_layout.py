@@ -26,7 +26,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from bolid_export.sources.families import STABLE_DIFFUSION, STABLE_DIFFUSION_XL
 from bolid_export.sources.files import require_no_differences
-from bolid_export.sources.stored import read_whole, tensors_dtype
+from bolid_export.sources.stored import tensors_dtype
 from bolid_sdk.errors import InputError
 
 State = dict[str, Tensor]
@@ -85,7 +85,7 @@ PARTS: dict[str, dict[str, Part]] = {
 def read_networks(path: Path, family: str, config: Path) -> dict[str, nn.Module]:
     """Each network of a family with its weights, in eval mode; `config` has a folder with the configuration of each.
 
-    They stay as they are stored where they are large (`stored`). Raises InputError that lists what is
+    Weights are mapped into memory where they stay as they are stored (`stored`). Raises InputError that lists what is
     missing, by the networks' names, and what has no place, by the file's; RuntimeError for other shapes.
     """
     state = {name: tensor for name, tensor in load_file(path).items() if not IGNORED.fullmatch(name)}
@@ -98,9 +98,8 @@ def read_networks(path: Path, family: str, config: Path) -> dict[str, nn.Module]
     require_no_differences(path, f"a {family} model", missing, _unplaced(state, weights.values()))
     for name, network in networks.items():
         dtype = tensors_dtype(weights[name].values())
-        converted = {key: tensor.to(dtype) for key, tensor in weights.pop(name).items()}
+        converted = {key: tensor.to(dtype) for key, tensor in weights[name].items()}
         network.load_state_dict(converted, assign=True)
-        read_whole(network)
         network.eval().requires_grad_(False)
     return networks
 
