@@ -97,7 +97,7 @@ class ClipTokenizer:
         self._normalized = {_normalize(token["content"]): token["id"] for token in added if token["normalized"]}
         self._literal_pattern, self._normalized_pattern = _any_of(self._literal), _any_of(self._normalized)
         self._tokens = {id_: token for token, id_ in self._vocabulary.items()}
-        self._tokens |= {token["id"]: token["content"] for token in added}
+        self._tokens |= {id_: content for content, id_ in (*self._literal.items(), *self._normalized.items())}
         self._special = {token["id"] for token in added if token["special"]}
 
     def encode(self, text: str) -> list[int]:

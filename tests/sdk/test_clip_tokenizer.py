@@ -142,6 +142,7 @@ def assert_equal(both, text):
 @example("a red sofa, " * 2_000)
 @example("e\u0301漢" * 1_000)
 @example("x<|endoftext|>" * 100)
+@example("<Person>" * 100)
 def test_ids_and_notices_are_the_librarys(both, text):
     assert_equal(both, text)
 
