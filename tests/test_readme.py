@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,11 +94,14 @@ def test_the_commands_run(block, checkout):
 @pytest.mark.slow
 @pytest.mark.parametrize("block", blocks("bash", "help"))
 def test_the_options_exist(block, checkout):
+    used = defaultdict(set)
     for program, *words in block.commands:
         assert program in SCRIPTS
-        subcommand = [word for word in words[:1] if not word.startswith("-")]
-        known = re.findall(r"(?<![\w-])--?[a-z][\w-]*", run(program, *subcommand, "--help", cwd=checkout))
-        assert {word for word in words if word.startswith("-")} <= set(known), f"{program} knows {sorted(set(known))}"
+        subcommand = tuple(word for word in words[:1] if not word.startswith("-"))
+        used[program, *subcommand] |= {word for word in words if word.startswith("-")}
+    for command, options in used.items():
+        known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", run(*command, "--help", cwd=checkout)))
+        assert options <= known, f"{' '.join(command)} knows {sorted(known)}"
 
 
 @pytest.mark.parametrize("block", blocks("bash", "install"))
