@@ -22,11 +22,19 @@ WORKS = {
     "sd15-taesd": Work(
         graphs=10,
         layers=1436,
-        held_bytes=4_039_945_428,
+        held_bytes=3_793_824_468,
         largest=897_859_524,
         operations=1.471e13,
         precision="fp32",
-    )
+    ),
+    "sd15-ip-adapter-plus": Work(
+        graphs=7,
+        layers=1358,
+        held_bytes=3_592_974_166,
+        largest=878_690_244,
+        operations=1.440e13,
+        precision="fp32",
+    ),
 }
 
 
