@@ -49,7 +49,8 @@ def test_float32_weights_are_never_rounded(tmp_path, checkpoint, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_large_model_is_exported_and_verified(model_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_large_model_is_exported_and_verified(model_folder, tmp_path, monkeypatch, precision):
     """The whole path, with everything that size decides set to large. A source can be exported once: it is given up."""
     monkeypatch.setattr(stored, "LARGE", 0)
     monkeypatch.setattr("bolid_export.effort.MOST_OPERATIONS", 0)
@@ -61,7 +62,7 @@ def test_a_large_model_is_exported_and_verified(model_folder, tmp_path, monkeypa
         return load_engines(files, specs, library)
 
     monkeypatch.setattr("bolid_export.verify.load_engines", load)
-    target = Target(folder=tmp_path / "bundle", precision="fp16", licence="none")
+    target = Target(folder=tmp_path / "bundle", precision=precision, licence="none")
     bundle = export_bundle(open_source(model_folder), target)
     assert (loaded["image_encoder"], loaded["denoiser"]) == (1, 1)
     effort, loop = bundle.manifest.verification["effort"], bundle.manifest.verification["loop"]
