@@ -7,6 +7,7 @@ for graphs may share them.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -75,6 +76,7 @@ class Residency:
             if id(parameter) not in needed:
                 # the shape stays: sizes are read from it
                 parameter.data = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+        gc.collect()  # what was traced here is in cycles, and copies of weights with it
         give_back_memory()
 
     def _watched(self, module: nn.Module) -> list[nn.Parameter]:

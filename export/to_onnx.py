@@ -15,9 +15,10 @@ import torch
 from onnxscript import rewriter
 from torch import Tensor
 
+from bolid_export import quantised, translations
+from bolid_export.decompose import decompositions_where_needed
 from bolid_export.graphs import Graph
 from bolid_export.norms import expand_group_norms
-from bolid_export.quantised import TRANSLATIONS
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 
 # At 23, scaled_dot_product_attention becomes `Attention`, and two of them sharing one query, which is what decoupled
@@ -45,7 +46,7 @@ def trace(graph: Graph, *, size_step: int, vae_factor: int) -> torch.onnx.ONNXPr
     }
     dims["guided_batch"] = torch.export.Dim("guided_batch", max=_MAX_GUIDED_BATCH)
     shapes = tuple(_dynamic_axes(tensor, units, dims) for tensor in graph.spec.inputs)
-    with _quiet(), _linear_time():
+    with _quiet(), _linear_time(), decompositions_where_needed():
         return torch.onnx.export(
             graph,
             inputs,
@@ -54,7 +55,7 @@ def trace(graph: Graph, *, size_step: int, vae_factor: int) -> torch.onnx.ONNXPr
             dynamic_shapes=(shapes,),
             input_names=list(graph.spec.input_names),
             output_names=list(graph.spec.output_names),
-            custom_translation_table=TRANSLATIONS,
+            custom_translation_table={**translations.TRANSLATIONS, **quantised.TRANSLATIONS},
             verbose=False,
         )
 
