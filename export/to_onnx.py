@@ -16,7 +16,7 @@ from onnxscript import rewriter
 from torch import Tensor
 
 from bolid_export import quantised, translations
-from bolid_export.decompose import decompositions_where_needed
+from bolid_export.decompose import traced_once
 from bolid_export.graphs import Graph
 from bolid_export.norms import expand_group_norms
 from bolid_sdk.contracts import GraphSpec, TensorSpec
@@ -46,7 +46,7 @@ def trace(graph: Graph, *, size_step: int, vae_factor: int) -> torch.onnx.ONNXPr
     }
     dims["guided_batch"] = torch.export.Dim("guided_batch", max=_MAX_GUIDED_BATCH)
     shapes = tuple(_dynamic_axes(tensor, units, dims) for tensor in graph.spec.inputs)
-    with _quiet(), _linear_time(), decompositions_where_needed():
+    with _quiet(), _linear_time(), traced_once():
         return torch.onnx.export(
             graph,
             inputs,

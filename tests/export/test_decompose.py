@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export import ExportedProgram
 
-from bolid_export.decompose import decompositions_where_needed
+from bolid_export.decompose import traced_once
 from bolid_export.to_onnx import OPSET
 from bolid_export.translations import TRANSLATIONS
 
@@ -37,7 +37,7 @@ def check(function, *inputs, atol=1e-6):
     """Traces `function` at one batch and runs it at another."""
     batch = torch.export.Dim("batch")
     dynamic = ({0: batch},) * len(inputs)
-    with decompositions_where_needed():
+    with traced_once():
         program = torch.onnx.export(
             Function(function).eval(),
             inputs,
@@ -54,6 +54,7 @@ def check(function, *inputs, atol=1e-6):
     expected = function(*[x.clone() for x in others])
     answers = expected if isinstance(expected, tuple) else (expected,)
     for found, answer in zip(session.run(None, feed), answers, strict=True):
+        assert found.dtype == answer.numpy().dtype
         np.testing.assert_allclose(found, answer.numpy(), atol=atol)
     return [node.op_type for node in program.model_proto.graph.node]
 
@@ -117,6 +118,17 @@ def test_writes_that_a_view_sees_go_the_exporters_way(decomposed, function):
 def test_what_has_no_translation_is_decomposed(decomposed):
     check(lambda x: F.hardshrink(x) + torch.special.entr(x.sigmoid()), random(3, 4))
     assert len(decomposed) == 1
+
+
+def test_types_are_promoted(decomposed):
+    """Integers with floats, float16 with float32, and what PyTorch computes in float32 and gives in float16."""
+    half, whole = random(3, 4).half(), torch.arange(12).reshape(3, 4)
+
+    def mixed(x, y, z):
+        return x * y + 0.5, (z + 1) / 2 * x, torch.rsqrt(y.abs() + 1) * 2.5, z * 0.1
+
+    check(mixed, random(3, 4), half, whole, atol=1e-3)
+    assert not decomposed
 
 
 def test_types_and_booleans(decomposed):
