@@ -8,13 +8,15 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import onnx
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bolid_export.graphs import Graph
 from bolid_export.stand_ins import without_weights
@@ -50,6 +52,26 @@ class TraceAhead:
         with self._process:
             self._process.kill()
         self._temporary.cleanup()
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """Inside, what PyTorch runs leaves the process a core, for as long as the process runs.
+
+        Threads wait for one another at every operation, and one that has no core is waited for.
+        """
+        threads = torch.get_num_threads()
+
+        def share(module: Any, args: Any) -> None:
+            wanted = max(1, threads - 1) if self._process.poll() is None else threads
+            if torch.get_num_threads() != wanted:
+                torch.set_num_threads(wanted)
+
+        hook = register_module_forward_pre_hook(share)
+        try:
+            yield
+        finally:
+            hook.remove()
+            torch.set_num_threads(threads)
 
     def begun(self, name: str) -> bool:
         """Whether the process has come to that graph."""
