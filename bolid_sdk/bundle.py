@@ -8,8 +8,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 
 from bolid_sdk.built_engine import EngineFile
@@ -70,8 +71,9 @@ class Bundle:
 
     def verify_hashes(self) -> None:
         """Reads every file and compares its sha256 with the manifest. Raises BundleError for the first that differs."""
-        for name in self.manifest.files:
-            self.check_hash(name)
+        with ThreadPoolExecutor() as threads:
+            for _ in threads.map(self.check_hash, self.manifest.files):
+                pass
 
     def check_hash(self, name: str) -> None:
         """Reads one file. Raises BundleError when its sha256 is not the manifest's."""
@@ -121,9 +123,11 @@ def write_bundle(
     and OutputError.
     """
     target, place = Path(path), _link if link else shutil.copyfile
-    with atomic_folder(target, overwrite=overwrite) as folder:
-        entries = {name: _put(place, file, folder / PurePosixPath(name)) for name, file in sorted(files.items())}
-        complete = replace(manifest, files=entries)
+    with atomic_folder(target, overwrite=overwrite) as folder, ThreadPoolExecutor() as threads:
+        put = partial(_put, place)
+        names = sorted(files)
+        entries = threads.map(put, [files[name] for name in names], [folder / PurePosixPath(name) for name in names])
+        complete = replace(manifest, files=dict(zip(names, entries, strict=True)))
         text = json.dumps(complete.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
         Bundle.open(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -164,7 +165,8 @@ def _model_hashes(model: Path, choices: Choices) -> dict[str, str]:
     else:
         files = [file.relative_to(model) for file in weight_files(model)]
         read = [file for file in files if file.parts[0] in PARTS_READ and file.parts[0] not in replaced]
-        hashes = {file.as_posix(): sha256(model / file) for file in read}
+        with ThreadPoolExecutor() as threads:
+            hashes = dict(zip(map(Path.as_posix, read), threads.map(sha256, map(model.joinpath, read)), strict=True))
     return hashes | {name: sha256(path) for name, path in replaced.items()}
 
 
