@@ -266,7 +266,8 @@ def _verify(
     progress: Progress,
 ) -> dict[str, Any]:
     """By the first of the target's runtimes; by `also` the others, if there are any."""
-    runtimes = [open_runtime(name, target.precision) for name in target.runtimes]
+    reduced = _effort(source, graphs, model_sizes(source.checkpoint)).reduced
+    runtimes = [open_runtime(name, target.precision, few_runs=reduced) for name in target.runtimes]
     first, *others = [_verify_by(one, source, graphs, calibration, folder, progress) for one in runtimes]
     return {**first, **({"also": others} if others else {})}
 
@@ -283,7 +284,7 @@ def _verify_by(
     files = {name: folder / f"{name}.onnx" for name in graphs}
     specs = {name: graph.spec for name, graph in graphs.items()}
     effort = _effort(source, graphs, model_sizes(checkpoint))
-    engines = remembered((OneAtATime if effort.reduced else load_engines)(files, specs, runtime.name), specs)
+    engines = remembered((OneAtATime if effort.reduced else load_engines)(files, specs, runtime.backend), specs)
     by = "" if runtime.name == ONNX_RUNTIME else f" by {runtime.name}"
     checks: list[OutputCheck] = []
     for name in sorted(graphs, key="denoiser".__eq__):
@@ -293,11 +294,11 @@ def _verify_by(
             for scene in calibration.scenes:
                 condition(engines, scene, model_sizes(checkpoint))
         checks += check_graph(specs[name], engines[name], calibration.records[name], runtime.limits_of(name))
-    require_passed(checks, library=runtime.description)
+    require_passed(checks, library=runtime.backend.description)
     progress(f"verifying the whole loop{by}")
     table, guidance, limits = _table(source, effort), default_sampling(checkpoint).guidance, runtime.loop_limits
     loop = check_loop(checkpoint, engines, graphs, calibration.scenes, table, guidance, limits, calibration.references)
-    require_passed(checks, loop, runtime.description)
+    require_passed(checks, loop, runtime.backend.description)
     return runtime.summary(graphs) | verification(checks, loop)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from bolid_export.as_written import AsWritten
 from bolid_export.precision import Precision
 from bolid_export.verify import LIMITS, Limits
 from bolid_sdk.backends import Backend, open_backend
@@ -26,7 +27,7 @@ class Runtime:
     """A backend on this CPU; `limits` for graphs that it computes in float32, `bfloat16` names the others."""
 
     name: str
-    description: str
+    backend: Backend
     limits: Limits
     bfloat16: frozenset[str] = field(default_factory=frozenset)
 
@@ -41,18 +42,18 @@ class Runtime:
 
     def summary(self, graphs: Collection[str]) -> dict[str, Any]:
         """For the manifest's report: the library, and its limits; `bfloat16` are those of `graphs` that it lowers."""
-        summary = {"library": self.description, "limits": asdict(self.limits)}
+        summary = {"library": self.backend.description, "limits": asdict(self.limits)}
         if lowered := sorted(self.bfloat16.intersection(graphs)):
             summary |= {"bfloat16": lowered, "bfloat16_limits": asdict(self.loop_limits)}
         return summary
 
 
-def open_runtime(name: str, precision: Precision) -> Runtime:
-    """Raises BackendError, with how to install it, for a library that is missing."""
-    backend = open_backend(name, "cpu")
-    return Runtime(
-        name=name, description=backend.description, limits=LIMITS[precision], bfloat16=bfloat16_graphs(backend)
-    )
+def open_runtime(name: str, precision: Precision, *, few_runs: bool = False) -> Runtime:
+    """`few_runs`: of large graphs, which are not worth optimising. Raises BackendError, with how to install it, for a
+    library that is missing."""
+    as_written = few_runs and name == ONNX_RUNTIME and precision != "int8"
+    backend = AsWritten() if as_written else open_backend(name, "cpu")
+    return Runtime(name=name, backend=backend, limits=LIMITS[precision], bfloat16=bfloat16_graphs(backend))
 
 
 def bfloat16_graphs(backend: Backend) -> frozenset[str]:

@@ -21,7 +21,7 @@ from bolid_export.remembered import Remembered
 from bolid_export.scene import Scene, condition, decode, noise_source, picture
 from bolid_export.sources import Model, model_sizes
 from bolid_export.torch_engine import Record, TorchEngine
-from bolid_sdk.backends import Engine, open_backend
+from bolid_sdk.backends import Backend, Engine, open_backend
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BolidError
 from bolid_sdk.schedule import SamplerTable
@@ -81,25 +81,25 @@ class LoopCheck:
 
 
 def load_engines(
-    files: Mapping[str, Path], specs: Mapping[str, GraphSpec], library: str = "onnxruntime"
+    files: Mapping[str, Path], specs: Mapping[str, GraphSpec], backend: Backend | None = None
 ) -> dict[str, Engine]:
-    """The exported graphs on a backend of the runtime that runs ONNX graphs on the CPU."""
-    backend = open_backend(library, "cpu")
+    """The exported graphs on a backend that runs ONNX graphs on the CPU; ONNX Runtime if none is given."""
+    backend = backend or open_backend("onnxruntime", "cpu")
     return {name: backend.load(file, specs[name]) for name, file in files.items()}
 
 
 class OneAtATime(Mapping[str, Engine]):
     """The same for graphs of gigabytes: each is loaded when it is asked for, and the one before it given up."""
 
-    def __init__(self, files: Mapping[str, Path], specs: Mapping[str, GraphSpec], library: str = "onnxruntime") -> None:
-        self._files, self._specs, self._library = files, specs, library
+    def __init__(self, files: Mapping[str, Path], specs: Mapping[str, GraphSpec], backend: Backend) -> None:
+        self._files, self._specs, self._backend = files, specs, backend
         self._loaded: dict[str, Engine] = {}
 
     def __getitem__(self, name: str) -> Engine:
         if name not in self._loaded:
             self._loaded.clear()
             give_back_memory()
-            self._loaded = load_engines({name: self._files[name]}, self._specs, self._library)
+            self._loaded = load_engines({name: self._files[name]}, self._specs, self._backend)
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:

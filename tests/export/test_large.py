@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from torch import nn
 
 from bolid_export import stream
+from bolid_export.as_written import AsWritten
 from bolid_export.effort import choose_effort
 from bolid_export.graphs import Graph, bind_graphs
 from bolid_export.half import HalfOnFloat32
@@ -57,9 +58,10 @@ def test_a_large_model_is_exported_and_verified(model_folder, tmp_path, monkeypa
     monkeypatch.setattr(stream, "EXTERNAL_DATA_BYTES", 1 << 16)
     loaded = Counter()
 
-    def load(files, specs, library):
+    def load(files, specs, backend):
+        assert isinstance(backend, AsWritten)
         loaded.update(list(files))
-        return load_engines(files, specs, library)
+        return load_engines(files, specs, backend)
 
     monkeypatch.setattr("bolid_export.verify.load_engines", load)
     target = Target(folder=tmp_path / "bundle", precision=precision, licence="none")
