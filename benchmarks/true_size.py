@@ -75,7 +75,7 @@ def write_checkpoint(folder: Path, seed: int = 0) -> None:
 def with_tiny_autoencoder(original: Path, folder: Path) -> None:
     """The same checkpoint with an autoencoder of TAESD's shape; everything else is hard links."""
     copytree(original, folder, copy_function=os.link, ignore=lambda path, names: {"vae"} & set(names))
-    _save(_in_half(tiny_autoencoder), folder / "vae")
+    _save(in_half(tiny_autoencoder), folder / "vae")
     index = folder / "model_index.json"
     index.unlink()
     index.write_text(json.dumps(_index() | {"vae": ["diffusers", "AutoencoderTiny"]}, indent=2) + "\n")
@@ -154,7 +154,7 @@ def scheduler() -> DDIMScheduler:
     )
 
 
-def _in_half(build: Callable[[], nn.Module]) -> nn.Module:
+def in_half(build: Callable[[], nn.Module]) -> nn.Module:
     """Built in float16, so that there never is a float32 copy."""
     torch.set_default_dtype(torch.float16)
     try:
@@ -168,7 +168,7 @@ def _save(model: nn.Module, folder: Path) -> None:
 
 
 def _save_text_encoder(folder: Path) -> None:
-    _save(_in_half(text_encoder), folder)
+    _save(in_half(text_encoder), folder)
     width = CONFIG.text_width
     projection = torch.randn(width, width).half() * width**-0.5
     save_file({"weight": projection}, folder / "projection.safetensors")
@@ -177,7 +177,7 @@ def _save_text_encoder(folder: Path) -> None:
 def _save_adapter(folder: Path) -> None:
     """Keys and values start as the text's, so they are disturbed: only different ones tell the branches apart."""
     network = UNet2DConditionModel.from_pretrained(folder.with_name("unet"), torch_dtype=torch.float16)
-    adapter = _in_half(lambda: Adapter(network, CONFIG))
+    adapter = in_half(lambda: Adapter(network, CONFIG))
     with torch.no_grad():
         for parameter in adapter.layers.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
@@ -185,10 +185,10 @@ def _save_adapter(folder: Path) -> None:
 
 
 _PARTS: dict[str, Callable[[Path], None]] = {
-    "unet": lambda folder: _save(_in_half(unet), folder),
-    "vae": lambda folder: _save(_in_half(autoencoder), folder),
+    "unet": lambda folder: _save(in_half(unet), folder),
+    "vae": lambda folder: _save(in_half(autoencoder), folder),
     "text_encoder": _save_text_encoder,
-    "image_encoder": lambda folder: _save(_in_half(image_encoder), folder),
+    "image_encoder": lambda folder: _save(in_half(image_encoder), folder),
     "adapter": _save_adapter,
     "scheduler": lambda folder: scheduler().save_pretrained(folder),
     "feature_extractor": lambda folder: build_feature_extractor(CONFIG).save_pretrained(folder),
