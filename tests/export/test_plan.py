@@ -18,7 +18,7 @@ from bolid_sdk.bundle import open_bundle
 ROWS = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "export.json").read_text())["rows"]
 
 WORKS = {
-    # as `work_of` counts benchmarks/true_size.py's checkpoint
+    # as `work_of` counts the checkpoints of benchmarks/true_size.py and true_size_xl.py
     "sd15-taesd": Work(
         graphs=10,
         layers=1436,
@@ -34,6 +34,14 @@ WORKS = {
         largest=878_690_244,
         operations=1.440e13,
         precision="fp32",
+    ),
+    "sdxl-pulid": Work(
+        graphs=6,
+        layers=2366,
+        held_bytes=8_906_418_134,
+        largest=2_908_250_884,
+        operations=1.906e14,
+        precision="fp16",
     ),
 }
 
