@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -24,10 +25,12 @@ from bolid_export.half import HalfOnFloat32
 from bolid_export.pipeline import Target, export_bundle
 from bolid_export.remembered import Remembered
 from bolid_export.residency import Residency
+from bolid_export.runtimes import ONNX_RUNTIME, open_runtime
 from bolid_export.sources import open_source, stored
 from bolid_export.torch_engine import TorchEngine
 from bolid_export.trace_ahead import WORKER, TraceAhead, request_file
 from bolid_export.verify import load_engines
+from bolid_sdk.backends import open_backend
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 
 
@@ -196,6 +199,24 @@ def test_what_nobody_has_begun_is_traced_here_and_only_here(decoder, sizes):
         assert not list(ahead._folder.glob("*.result"))
 
 
+def test_pytorch_leaves_the_process_a_core_while_it_runs(affine, sizes, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: threads.append(count))
+    threads = [4]
+    with TraceAhead({"affine": affine}, size_step=sizes.size_step, vae_factor=sizes.vae_factor) as ahead:
+        with ahead.sharing():
+            affine(torch.zeros(1, 100))
+            assert threads == [4, 3]
+            ahead._process.wait()
+            affine(torch.zeros(1, 100))
+            assert threads == [4, 3, 4]
+        ahead._process.poll = lambda: None
+        with ahead.sharing():
+            affine(torch.zeros(1, 100))
+        affine(torch.zeros(1, 100))
+        assert threads == [4, 3, 4, 4, 3, 4]
+
+
 EXPORTER = """
 import subprocess, sys, time
 worker = subprocess.Popen([*sys.argv[1:]], stdin=subprocess.PIPE)
@@ -236,6 +257,36 @@ def test_what_was_answered_is_neither_run_nor_loaded_again(affine):
     again = Remembered(affine.spec, load, engine.records)
     np.testing.assert_array_equal(again.run(dict(other))["latents"], answers[1])
     assert len(loads) == 2
+
+
+def test_an_answer_is_not_a_part_of_what_its_engine_allocated(affine):
+    allocated = np.zeros(1 << 20, np.float32)
+    engine = Mock(run=lambda inputs: {"latents": allocated[:100]})
+    answer = Remembered(affine.spec, lambda: engine).run({"pixels": np.zeros((1, 100), np.float32)})["latents"]
+    assert not np.shares_memory(answer, allocated)
+
+
+def test_a_graph_is_run_as_it_is_written(affine, sizes, tmp_path, monkeypatch):
+    file = stream.to_onnx(affine, tmp_path, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
+    inputs = {"pixels": np.random.default_rng(0).standard_normal((3, 100), np.float32)}
+    runs = {}
+    for backend in (AsWritten(), open_backend("onnxruntime", "cpu")):
+        written = tmp_path / "as_loaded.onnx"
+        options = backend._options()
+        options.optimized_model_filepath = str(written)
+        monkeypatch.setattr(backend, "_options", lambda options=options: options)
+        answer = backend.load(file, affine.spec).run(inputs)["latents"]
+        runs[type(backend)] = answer, [node.op_type for node in onnx.load(written).graph.node]
+    (answer, nodes), (optimised, fewer) = runs.values()
+    assert nodes == [node.op_type for node in onnx.load(file).graph.node]
+    assert len(fewer) < len(nodes)
+    np.testing.assert_allclose(answer, optimised, atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "few_runs"), [("fp16", True), ("fp32", True), ("int8", True), ("fp16", False)])
+def test_int8_and_what_runs_often_is_optimised(precision, few_runs):
+    backend = open_runtime(ONNX_RUNTIME, precision, few_runs=few_runs).backend
+    assert isinstance(backend, AsWritten) == (few_runs and precision != "int8")
 
 
 def test_one_network_at_a_time_is_float32_and_comes_back_unchanged(large_source, sizes):

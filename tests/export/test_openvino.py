@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -66,13 +67,14 @@ def test_the_command_asks_for_both_libraries(model_folder, tmp_path, monkeypatch
 
 
 def test_bfloat16_has_limits_of_its_own(monkeypatch):
-    runtime = Runtime(name="openvino", backend=None, limits=TIGHT, bfloat16=PIXEL_GRAPHS)
+    openvino = SimpleNamespace(description="")
+    runtime = Runtime(name="openvino", backend=openvino, limits=TIGHT, bfloat16=PIXEL_GRAPHS)
     assert runtime.limits_of("denoiser") == runtime.loop_limits == BFLOAT16
     assert runtime.limits_of("pose_estimator") == TIGHT
     assert runtime.summary(["denoiser", "text_encoder"])["bfloat16"] == ["denoiser"]
-    wide = Runtime(name="openvino", backend=None, limits=LIMITS["int8"], bfloat16=PIXEL_GRAPHS)
+    wide = Runtime(name="openvino", backend=openvino, limits=LIMITS["int8"], bfloat16=PIXEL_GRAPHS)
     assert wide.limits_of("denoiser") == LIMITS["int8"]
-    plain = Runtime(name="openvino", backend=None, limits=TIGHT)
+    plain = Runtime(name="openvino", backend=openvino, limits=TIGHT)
     assert plain.limits_of("denoiser") == plain.loop_limits == TIGHT
     assert plain.summary(["denoiser"]) == {"library": "", "limits": asdict(TIGHT)}
 
