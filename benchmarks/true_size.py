@@ -123,7 +123,7 @@ def image_encoder() -> CLIPVisionModelWithProjection:
     )
 
 
-def autoencoder() -> AutoencoderKL:
+def autoencoder(sample_size: int = CONFIG.image_size, scaling_factor: float = 0.18215) -> AutoencoderKL:
     levels = (128, 256, 512, 512)
     return AutoencoderKL(
         block_out_channels=levels,
@@ -131,8 +131,8 @@ def autoencoder() -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * len(levels),
         layers_per_block=2,
         latent_channels=CONFIG.latent_channels,
-        sample_size=CONFIG.image_size,
-        scaling_factor=0.18215,
+        sample_size=sample_size,
+        scaling_factor=scaling_factor,
     )
 
 

@@ -16,11 +16,11 @@ from shutil import copytree
 import click
 import diffusers
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import EulerDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-from true_size import in_half
+from true_size import autoencoder, in_half
 
 from bolid_export.sources import default_checkpoint
 
@@ -81,19 +81,6 @@ def text_config(*, width: int, layers: int, heads: int, projection: int, activat
         num_attention_heads=heads,
         projection_dim=projection,
         hidden_act=activation,
-    )
-
-
-def autoencoder() -> AutoencoderKL:
-    levels = (128, 256, 512, 512)
-    return AutoencoderKL(
-        block_out_channels=levels,
-        down_block_types=("DownEncoderBlock2D",) * len(levels),
-        up_block_types=("UpDecoderBlock2D",) * len(levels),
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=1024,
-        scaling_factor=0.13025,
     )
 
 
@@ -159,7 +146,7 @@ def normal(*shape: int) -> Tensor:
 
 _PARTS: dict[str, Callable[[], torch.nn.Module]] = {
     "unet": unet,
-    "vae": autoencoder,
+    "vae": lambda: autoencoder(sample_size=1024, scaling_factor=0.13025),
     "text_encoder": text_encoder,
     "text_encoder_2": text_encoder_2,
 }
