@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib.ops.core import aten_flatten, aten_unflatten
@@ -27,7 +28,7 @@ def _move(x: Any, device: str, dtype: int, **options: Any) -> Any:
 
 
 def _both(x: Any, y: Any) -> Any:
-    return op.And(x, y)
+    return op.And(x, y) if x.dtype == y.dtype == ir.DataType.BOOL else op.BitwiseAnd(x, y)
 
 
 def _unflatten(x: Any, dim: int, sizes: Sequence[Any]) -> Any:
@@ -60,7 +61,8 @@ def _attention(
     width = query.shape[-1]
     if attn_mask is not None or dropout_p or is_causal or enable_gqa or not isinstance(width, int):
         return aten_scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    scaled = op.Mul(query, op.CastLike(op.Constant(value_float=scale or 1 / math.sqrt(width)), query))
+    factor = op.Constant(value_float=1 / math.sqrt(width) if scale is None else scale)
+    scaled = op.Mul(query, op.CastLike(factor, query))
     weights = op.Softmax(op.MatMul(scaled, op.Transpose(key, perm=[0, 1, 3, 2])), axis=-1)
     return op.MatMul(weights, value)
 
@@ -73,4 +75,4 @@ TRANSLATIONS: Mapping[Callable[..., Any], Callable[..., Any]] = {
     aten.flatten.using_ints: _flatten,
     aten.scaled_dot_product_attention.default: _attention,
 }
-"""For `torch.onnx.export(custom_translation_table=…)`. `&` is that of booleans."""
+"""For `torch.onnx.export(custom_translation_table=…)`."""

@@ -120,6 +120,12 @@ def test_what_has_no_translation_is_decomposed(decomposed):
     assert len(decomposed) == 1
 
 
+def test_integers_are_joined_bit_by_bit(decomposed):
+    whole = torch.arange(12).reshape(3, 4)
+    check(lambda x, y: x.__and__(y), whole, whole.flip(0))
+    assert not decomposed
+
+
 def test_types_are_promoted(decomposed):
     """Integers with floats, float16 with float32, and what PyTorch computes in float32 and gives in float16."""
     half, whole = random(3, 4).half(), torch.arange(12).reshape(3, 4)
@@ -149,7 +155,7 @@ def test_axes_are_united(decomposed, start, end):
 
 
 @pytest.mark.parametrize("queries", [1, 5])
-@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("scale", [None, 0.3, 0.0])
 def test_attention_transposes_keys_once(queries, scale):
     q, k, v = random(2, 2, queries, 8), random(2, 2, 7, 8), random(2, 2, 7, 8).flip(0)
     nodes = check(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=scale), q, k, v)
