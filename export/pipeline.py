@@ -107,13 +107,12 @@ def export_bundle(source: Source, target: Target, progress: Progress = lambda st
         _ahead(graphs, sizes, target.precision, residency) as ahead,
     ):
         lowers = target.precision == "fp16"
-        sharing = ahead.sharing if ahead else nullcontext
-        with sharing(), residency.automatic(), watch_peaks(g.network for g in graphs.values() if lowers) as peaks:
+        with _sharing(ahead), residency.automatic(), watch_peaks(g.network for g in graphs.values() if lowers) as peaks:
             calibration = _calibrate(source, graphs, sizes, progress)
         lowered = []
         for name, graph in graphs.items():
             lowering = partial(_lower, graph, calibration.records[name], peaks, target.precision, residency)
-            trace = partial(_trace, lowering, sharing, ahead, folder, sizes, target.precision)
+            trace = partial(_trace, lowering, ahead, folder, sizes, target.precision)
             lowered.append(_traced(cache, name, folder, progress, trace))
             residency.release(graph)
         checked = _verify(source, graphs, calibration, target, folder, progress)
@@ -198,6 +197,11 @@ def _ahead(
     return TraceAhead(lowered, **_options(sizes, precision))
 
 
+def _sharing(ahead: TraceAhead | None) -> AbstractContextManager[None]:
+    """Leaves a core to the process that traces beside this one, if there is one."""
+    return ahead.sharing() if ahead else nullcontext()
+
+
 def _foreseen(graph: Graph, precision: Precision) -> list[Island]:
     """The islands that a graph has whatever calibration sees."""
     return islands(graph, {}) if precision == "fp16" else []
@@ -224,15 +228,10 @@ def _lower(graph: Graph, records: list[Record], peaks: Peaks, precision: Precisi
 
 
 def _trace(
-    lowering: Callable[[], Lowered],
-    sharing: Callable[[], AbstractContextManager[None]],
-    ahead: TraceAhead | None,
-    folder: Path,
-    sizes: Sizes,
-    precision: Precision,
+    lowering: Callable[[], Lowered], ahead: TraceAhead | None, folder: Path, sizes: Sizes, precision: Precision
 ) -> Lowered:
     """Writes the graph, and gives it up with the memory it holds. `ahead` may have traced it as it was foreseen."""
-    with sharing():
+    with _sharing(ahead):
         part = lowering()
     foreseen = part.quantised is None and part.islands == _foreseen(part.graph, precision)
     if ahead and foreseen and (traced := ahead.result(part.graph.spec.name)):
