@@ -49,7 +49,7 @@ class Calibration:
     """
 
     scenes: tuple[Scene, ...]
-    records: Mapping[str, list[Record]]
+    records: dict[str, list[Record]]
     references: tuple[NDArray[np.float32], ...] = ()
 
 
@@ -64,7 +64,8 @@ def calibrate(
 ) -> Calibration:
     """Makes a picture for each prompt without an identity, then runs scenes whose references are those pictures.
 
-    `reduced`: one scene, whose reference is a drawing (`bolid_export.effort`).
+    `reduced`: one scene, whose reference is a drawing (`bolid_export.effort`); its picture is not decoded here, for the
+    reference picture is.
     """
     engines = {name: TorchEngine(graph) for name, graph in graphs.items()}
     if reduced:
@@ -92,8 +93,8 @@ def _calibrate_one(
     scene = _with_references(checkpoint, sizes, blank, drawing, POSES[0], drawing.rotate(180))
     scene = replace(scene, crops=scene.crops[:1], parts=scene.parts[:1])
     caching: Caching = "fast" if "denoiser_shallow" in engines else "off"
-    pixels = picture(engines, scene, sizes, table, guidance, caching)
-    _see(engines, pixels, sizes)
+    latents(engines, scene, sizes, table, guidance, caching)
+    _see(engines, to_signed(np.asarray(drawing)[None]), sizes)
     return _recorded((scene,), engines)
 
 

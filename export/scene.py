@@ -62,11 +62,15 @@ def condition(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> dict
 
 
 def _patch_tokens(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes) -> FloatArray:
-    """Of a black picture, the image prompt and the crops: [2 + V, P, D]. A black picture's pooled embedding is zero."""
+    """Of a black picture, the image prompt if the model takes one, and the crops: [2 + V, P, D] or [1 + V, P, D].
+
+    A black picture's pooled embedding is zero.
+    """
     if "image_encoder" not in engines:
         return _embeddings(scene, sizes)
+    prompts = [scene.image_prompt] if sizes.image_tokens else []
     blank = np.zeros_like(scene.image_prompt)
-    patches = _run(engines, "image_encoder", pixels=np.stack([blank, scene.image_prompt, *scene.crops]))
+    patches = _run(engines, "image_encoder", pixels=np.stack([blank, *prompts, *scene.crops]))
     if sizes.patch_tokens == 1:
         patches = np.concatenate([np.zeros_like(patches[:1]), patches[1:]])
     return patches
@@ -81,7 +85,8 @@ def _embeddings(scene: Scene, sizes: Sizes) -> FloatArray:
 
 
 def _identity_tokens(engines: Mapping[str, Engine], scene: Scene, sizes: Sizes, patches: FloatArray) -> FloatArray:
-    views = np.stack([np.broadcast_to(patches[0], patches[2:].shape), patches[2:]])
+    seen = patches[-len(scene.crops) :]
+    views = np.stack([np.broadcast_to(patches[0], seen.shape), seen])
     parts = {"parts": np.stack([scene.parts] * 2)} if sizes.parts > 1 else {}
     return _run(engines, "identity_encoder", patch_tokens=views, **parts, **_vision(scene, sizes))
 

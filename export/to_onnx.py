@@ -18,6 +18,7 @@ from torch import Tensor
 from bolid_export import quantised, translations
 from bolid_export.decompose import traced_once
 from bolid_export.graphs import Graph
+from bolid_export.norm_shapes import norm_shapes_told
 from bolid_export.norms import expand_group_norms
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 
@@ -30,8 +31,8 @@ RULES, QUADRATIC = "_DEFAULT_REWRITE_RULES", "SlicesSplit"
 # Small, and all different: an axis that is 0 or 1, or equal to another, is what torch.export would specialise.
 _EXAMPLE_AXES = {"batch": 2, "guided_batch": 6, "views": 5, "identity_tokens": 7, "lora_rank": 11}
 
-# torch.export finds this bound only after tracing, and traces again; the ONNX graph has none.
-_MAX_GUIDED_BATCH = 63
+# torch.export finds this bound of attention only after tracing, and traces again; the ONNX graph has none.
+_MAX_BATCH = 63
 
 
 def trace(graph: Graph, *, size_step: int, vae_factor: int) -> torch.onnx.ONNXProgram:
@@ -41,12 +42,10 @@ def trace(graph: Graph, *, size_step: int, vae_factor: int) -> torch.onnx.ONNXPr
     """
     units = {"height": size_step, "latent_height": size_step // vae_factor}
     inputs = example_inputs(graph.spec, {axis: 3 * unit for axis, unit in units.items()})
-    dims = {
-        name: torch.export.Dim(name) for name in ("batch", "views", "identity_tokens", "lora_rank", "rows", "columns")
-    }
-    dims["guided_batch"] = torch.export.Dim("guided_batch", max=_MAX_GUIDED_BATCH)
+    dims = {name: torch.export.Dim(name) for name in ("views", "identity_tokens", "lora_rank", "rows", "columns")}
+    dims |= {name: torch.export.Dim(name, max=_MAX_BATCH) for name in ("batch", "guided_batch")}
     shapes = tuple(_dynamic_axes(tensor, units, dims) for tensor in graph.spec.inputs)
-    with _quiet(), _linear_time(), traced_once():
+    with _quiet(), _linear_time(), norm_shapes_told(), traced_once():
         return torch.onnx.export(
             graph,
             inputs,

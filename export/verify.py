@@ -29,7 +29,6 @@ from bolid_training.model.schedulers import without_noise
 
 # More records of one graph show nothing new, and the denoiser has forty.
 RECORDS = 6
-NO_RECORDS: Mapping[str, list[Record]] = {}
 
 
 class VerificationError(BolidError):
@@ -155,15 +154,16 @@ def reference_picture(
     *,
     steps: int,
     guidance: float,
-    records: Mapping[str, list[Record]] = NO_RECORDS,
+    records: dict[str, list[Record]] | None = None,
 ) -> NDArray[np.float32]:
     """PyTorch's pixels for the scene, at the noise that the runtime draws.
 
-    `records`: what PyTorch's graphs have answered before.
+    `records`: what PyTorch's graphs have answered before; what they answer now is added.
     """
     sizes = model_sizes(checkpoint)
+    records = {} if records is None else records
     engines: dict[str, Engine] = {
-        name: Remembered(graph.spec, partial(TorchEngine, graph), [*records.get(name, ())])
+        name: Remembered(graph.spec, partial(TorchEngine, graph), records.setdefault(name, []))
         for name, graph in graphs.items()
     }
     latents = diffusers_latents(

@@ -1,4 +1,4 @@
-"""Group normalisation as it is exported, at every rank that networks use."""
+"""Group normalisation as it is captured and exported, at every rank that networks use."""
 
 import numpy as np
 import onnx
@@ -6,7 +6,12 @@ import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from torch._subclasses.fake_impls import get_fast_op_impls
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from bolid_export import norm_shapes
+from bolid_export.norm_shapes import GROUP_NORM, norm_shapes_told
 from bolid_export.norms import expand_group_norms
 
 
@@ -31,3 +36,40 @@ def test_the_expanded_form_equals_pytorch(shape):
     (found,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
     assert found.shape == shape
     np.testing.assert_allclose(found, norm(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
+
+
+class Norms(torch.nn.Module):
+    """Group norms at both ranks, and something that uses their shapes."""
+
+    def __init__(self):
+        super().__init__()
+        self.pictures, self.tokens = torch.nn.GroupNorm(4, 8), torch.nn.GroupNorm(2, 8, affine=False)
+
+    def forward(self, x):
+        x = self.pictures(x)
+        return self.tokens(x.flatten(2)) + x.mean((2, 3))[..., None]
+
+
+def capture():
+    """The operations of a program with symbolic sizes, and the shapes and types of what they give."""
+    shapes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("height"), 3: torch.export.Dim("width")}
+    program = torch.export.export(Norms().eval(), (torch.rand(2, 8, 6, 10),), dynamic_shapes=(shapes,))
+    values = [(node.target, node.meta.get("val")) for node in program.graph.nodes if node.op == "call_function"]
+    return [(target, value.dtype, str(value.shape), str(value.stride())) for target, value in values]
+
+
+def test_shapes_that_are_told_are_those_that_pytorch_derives(monkeypatch):
+    expected, told, answer = capture(), [], norm_shapes._group_norm
+    monkeypatch.setattr(norm_shapes, "_group_norm", lambda *args: told.append(args) or answer(*args))
+    with norm_shapes_told():
+        assert capture() == expected
+    assert len(told) == 2
+    assert GROUP_NORM not in get_fast_op_impls()
+
+
+def test_mean_and_scale_have_shapes_too():
+    with norm_shapes_told(), FakeTensorMode(shape_env=ShapeEnv()) as mode:
+        x = mode.from_tensor(torch.rand(3, 8, 5, 7), static_shapes=False)
+        output, mean, scale = GROUP_NORM(x, None, None, x.shape[0], 8, x.shape[2] * x.shape[3], 4, 1e-5)
+    assert output.shape == x.shape
+    assert mean.shape == scale.shape == (x.shape[0], 4)
