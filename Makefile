@@ -66,7 +66,7 @@ comparison: $(DEV)/.installed ## train BoLID, IP-Adapter, InstantID and PuLID al
 		$(BIN)/bolid-export --model runs/methods/$$model --precision fp32 --force -o runs/methods/engines/$$model; done
 	$(BIN)/bolid-eval compare $(foreach model,$(METHODS) ip_adapter_pose pulid_pose,$(model)=runs/methods/engines/$(model)$(GUIDED)) \
 		embedded=embedded embedded_2=embedded@references=2 --data runs/unseen --people 200 --pictures-per-person 6 --backend openvino \
-		-o docs/results/comparison.json --figure docs/images/comparison.png
+		--keep runs/methods/drawn -o docs/results/comparison.json --figure docs/images/comparison.png
 	$(BIN)/python benchmarks/tables.py
 
 wheel: $(DEV)/.installed ## dist/*.whl

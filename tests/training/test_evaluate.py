@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from bolid_sdk import Sampling
+from bolid_sdk import Identity, Sampling
 from bolid_sdk.bundle import open_bundle
 from bolid_sdk.errors import InputError
 from bolid_training.avatars.parts import Part
 from bolid_training.data import People
 from bolid_training.evaluate import compare as comparison
+from bolid_training.evaluate import drawn
 from bolid_training.evaluate.cli import main
 from bolid_training.evaluate.compare import Contestant, common, parse_contestant
 from bolid_training.evaluate.exam import Exam, Seen, look, look_at_references
@@ -31,7 +32,7 @@ from bolid_training.evaluate.metrics import (
     pck,
 )
 from bolid_training.evaluate.pictures import identify
-from bolid_training.evaluate.protocol import further_photographs, trials
+from bolid_training.evaluate.protocol import Trial, further_photographs, trials
 from bolid_training.evaluate.run import compare, evaluate
 
 
@@ -338,6 +339,29 @@ def test_a_comparison_is_written_as_json_with_its_figure(two_generators, judges,
     assert result.exit_code == 0, result.output
     assert [row["model"] for row in json.loads(out.read_text())["rows"]] == ["a", "b"]
     assert figure.stat().st_size > 1000
+
+
+def test_what_was_drawn_before_is_not_drawn_again(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        drawn, "generate", lambda generator, accepted, seed, **options: asked.append(options) or np.eye(4, dtype="u1")
+    )
+
+    def draw(bundle="a", prompt="a man", keypoint=0.5, seed=0, folder=tmp_path, **options):
+        generator = SimpleNamespace(bundle=SimpleNamespace(digest=bundle), backend="library 1.0")
+        identity = Identity(tokens=np.zeros((2, 3)), keypoints=np.full((12, 3), keypoint), aspect=1.0, digest="")
+        trial = Trial(index=0, other=1, round=0, identity=0, pose="standing", place="park", prompt=prompt)
+        return drawn.draw(folder, generator, [(trial, identity)], seed, **options)
+
+    draw(sampling=Sampling(steps=4))
+    np.testing.assert_array_equal(draw(sampling=Sampling(steps=4)), np.eye(4))
+    assert len(asked) == 1
+    for other in ({"bundle": "b"}, {"prompt": "a woman"}, {"keypoint": 0.4}, {"seed": 1}, {"pose": None}):
+        draw(**{"sampling": Sampling(steps=4)} | other)
+        draw(**{"sampling": Sampling(steps=4)} | other)
+    assert len(asked) == 6
+    draw(folder=None, sampling=Sampling(steps=4))
+    assert len(asked) == 7
 
 
 def test_rows_are_named_bundles_with_options():

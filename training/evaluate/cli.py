@@ -97,6 +97,9 @@ def main(
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw reference | pose | each model for some people.")
 @click.option("--backend", help="onnxruntime, openvino …  [default: as Generator chooses]")
 @click.option("--shown", type=click.IntRange(1), default=8, show_default=True, help="People in the figure.")
+@click.option(
+    "--keep", type=click.Path(path_type=Path), help="Keep each row's pictures in this folder, and draw none again."
+)
 def compare_bundles(
     rows: tuple[str, ...],
     data: Path,
@@ -109,6 +112,7 @@ def compare_bundles(
     figure: Path | None,
     backend: str | None,
     shown: int,
+    keep: Path | None,
 ) -> None:
     """Compares bundles on the same people, prompts and noise. ROWS: NAME=BUNDLE, the first is what the others are
     compared with, picture by picture.
@@ -128,7 +132,7 @@ def compare_bundles(
         contestants = [parse_contestant(row) for row in rows]
         people = load_people(data, split)
         chosen = trials(people, count, seed, pictures)
-        result, image = compare(contestants, load_judges(judges), people, chosen, seed, shown, backend)
+        result, image = compare(contestants, load_judges(judges), people, chosen, seed, shown, backend, keep)
     except (FileNotFoundError, BolidError) as error:
         raise click.UsageError(str(error)) from error
     result["setup"]["split"] = split

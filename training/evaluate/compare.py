@@ -13,21 +13,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from bolid_sdk import Generator, Identity, Sampling
+from bolid_sdk import Generator, Sampling
 from bolid_sdk.errors import InputError
 from bolid_training.data import People
+from bolid_training.evaluate.drawn import Accepted, draw
 from bolid_training.evaluate.exam import Exam, Seen, look, look_at_references, scores, set_exam
 from bolid_training.evaluate.figure import chosen_rows, figure
 from bolid_training.evaluate.intervals import Summary, summary
-from bolid_training.evaluate.pictures import generate, identify, reconstruct
+from bolid_training.evaluate.pictures import identify, reconstruct
 from bolid_training.evaluate.protocol import Trial
 from bolid_training.evaluate.run import BY_POSE, by_pose, distance, setup, summaries
 from bolid_training.judges.panel import Judges
 from bolid_training.judges.perceptual import perceptual_distance
 
 TIMED = 7  # pictures one by one, after one that is not counted
-
-Accepted = list[tuple[Trial, Identity]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +81,11 @@ def compare(
     seed: int,
     shown: int = 8,
     backend: str | None = None,
+    drawn_before: Path | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
     """`rows`, `ceilings`, `floors` and `setup` of one comparison, and the figure of `shown` people.
+
+    `drawn_before`: a folder for each row's pictures, which are taken from there where it has them.
 
     Raises BundleError and InputError.
     """
@@ -98,7 +100,7 @@ def compare(
     beside, reference = references(exam, judges, generators[0])
     places, rows, measured, drawn = chosen_rows(exam, shown), [], [], {}
     for contestant, generator, known in zip(contestants, generators, accepted, strict=True):
-        pictures = generate(generator, known, seed, **contestant.options)
+        pictures = draw(drawn_before, generator, known, seed, **contestant.options)
         seen = look(judges, exam, pictures)
         measured.append(scores(exam, seen, reference, exam.prompts) | likeness(judges, exam, pictures))
         compared = {"minus_first_row": differences(exam, measured[-1], measured[0])} if rows else {}
