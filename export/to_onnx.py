@@ -20,6 +20,7 @@ from bolid_export.decompose import traced_once
 from bolid_export.graphs import Graph
 from bolid_export.norm_shapes import norm_shapes_told
 from bolid_export.norms import expand_group_norms
+from bolid_export.torchlib import torchlib_read_once
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 
 # At 23, scaled_dot_product_attention becomes `Attention`, and two of them sharing one query, which is what decoupled
@@ -45,7 +46,7 @@ def trace(graph: Graph, *, size_step: int, vae_factor: int) -> torch.onnx.ONNXPr
     dims = {name: torch.export.Dim(name) for name in ("views", "identity_tokens", "lora_rank", "rows", "columns")}
     dims |= {name: torch.export.Dim(name, max=_MAX_BATCH) for name in ("batch", "guided_batch")}
     shapes = tuple(_dynamic_axes(tensor, units, dims) for tensor in graph.spec.inputs)
-    with _quiet(), _linear_time(), norm_shapes_told(), traced_once():
+    with _quiet(), _linear_time(), torchlib_read_once(), norm_shapes_told(), traced_once():
         return torch.onnx.export(
             graph,
             inputs,
