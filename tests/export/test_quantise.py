@@ -1,6 +1,5 @@
 """int8: what a pair of Q/DQ means, what layers are chosen, and that runtimes take the traced graph as int8."""
 
-import resource
 import shlex
 import sys
 
@@ -14,21 +13,19 @@ from onnx import TensorProto, numpy_helper
 from torch import nn
 
 from bolid_export.gate import CommandGate
-from bolid_export.graphs import Graph, bind_graphs
+from bolid_export.graphs import Graph
 from bolid_export.pipeline import Target, export_bundle, stage_count
 from bolid_export.quantise import GRAPHS, POLICY, quantise
 from bolid_export.quantised import LEVELS, quantise_dequantise, quantise_weight, quantised
 from bolid_export.ranges import BINS, best_step, channel_peaks, input_scales
 from bolid_export.sensitivity import installed, output_error
-from bolid_export.shapes import Range, graph_profile, resolve_shapes
 from bolid_export.smoothing import smooth
-from bolid_export.sources import default_checkpoint, model_sizes, open_source
+from bolid_export.sources import model_sizes
 from bolid_export.stream import to_onnx
 from bolid_export.to_onnx import example_inputs
 from bolid_export.to_tensorrt import build_engine
 from bolid_export.verify import load_engines
 from bolid_sdk.built_engine import EngineKey
-from bolid_sdk.bundle import file_sha256
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 from bolid_sdk.doctor import diagnose
 
@@ -309,30 +306,3 @@ def test_a_whole_int8_bundle_is_verified_and_shown_to_the_gate(source, tmp_path)
     assert "int8 by explicit, symmetric Q/DQ" in text
     assert "time embedding: one row a step" in text
     assert diagnose(bundle.path)["bundle"]["ok"]
-
-
-@pytest.mark.slow
-def test_the_avatars_int8_denoiser_is_built_for_tensorrt_rtx(tmp_path):
-    """The whole command, `bolid-export --backend tensorrt-rtx --precision int8`, builds nine graphs like this one."""
-    pytest.importorskip("tensorrt_rtx", reason="pip install 'bolid-sdk[tensorrt-rtx]'")
-    checkpoint = open_source(default_checkpoint()).checkpoint
-    sizes = model_sizes(checkpoint)
-    graph = bind_graphs(checkpoint, sizes)["denoiser"]
-    samples = [example_inputs(graph.spec, {"latent_height": 12}, seed) for seed in range(2)]
-    found = quantise(graph, samples[:1], samples[1:], budget=1.0)
-    file = to_onnx(found.graph, tmp_path, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
-    shapes = resolve_shapes(Range.parse("1", "--batch"), None, sizes)
-    key = EngineKey(
-        graph_sha256=(file_sha256(file),),
-        shapes=graph_profile(graph.spec, shapes, sizes),
-        precision="int8",
-        runtime="tensorrt-rtx",
-        compute_capabilities=("8.9",),
-    )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    build_engine(file, tmp_path / "denoiser.engine", key)
-    assert found.layers > 100
-    # processor time, since the machine may have other work: the whole command is to take less than three minutes
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 120
-    # in float32 it has 72 MB
-    assert (tmp_path / "denoiser.engine").stat().st_size < 55e6
