@@ -1,8 +1,7 @@
 """How long an export takes and how much memory, before it starts: arithmetic, and constants of runs that were measured.
 
-The constants are fitted to the runs in benchmarks/results/export.json, on two cores of an AMD EPYC (fp16's on an older
-one than the others, which have not been run since exports became quicker and smaller). Another machine may be several
-times as fast, or busy; `MACHINE` goes with every figure. Engines, a gate and OpenVINO come on top.
+The constants are fitted to the runs in benchmarks/results/export.json, on two cores of an AMD EPYC. Another machine may be
+several times as fast, or busy; `MACHINE` goes with every figure. Engines, a gate and OpenVINO come on top.
 """
 
 from __future__ import annotations
@@ -50,16 +49,16 @@ class Estimate:
 
 
 IMPORTS_SECONDS = 12.0
-GRAPH_SECONDS = 3.0
-LAYER_SECONDS = 0.06
-SECONDS_A_BYTE = 24e-9
+GRAPH_SECONDS = 1.0
+LAYER_SECONDS = 0.02
+SECONDS_A_BYTE = 10e-9
 """Read, hashed, traced, written, loaded by ONNX Runtime, copied into the bundle."""
-SECONDS_AN_OPERATION = 5e-12
+SECONDS_AN_OPERATION = 4e-12
 """Calibration, the reference and the loop: four pictures."""
-SLOWER: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 1.1, "int8": 1.7}
+SLOWER: Mapping[Precision, float] = {"fp32": 1.0, "fp16": 1.1, "int8": 3.1}
 
 IMPORTS_BYTES = 550 * 10**6
-COPIES: Mapping[Precision, float] = {"fp32": 1.3, "fp16": 1.1, "int8": 2.3}
+COPIES = 0.9
 """Of the largest graph, in float32."""
 
 
@@ -67,7 +66,7 @@ def estimate(work: Work) -> Estimate:
     """What the export of `work` would take on `MACHINE`."""
     seconds = IMPORTS_SECONDS + GRAPH_SECONDS * work.graphs + LAYER_SECONDS * work.layers
     seconds += SECONDS_A_BYTE * work.held_bytes + SECONDS_AN_OPERATION * work.operations
-    memory = IMPORTS_BYTES + work.held_bytes + COPIES[work.precision] * 4 * work.largest
+    memory = IMPORTS_BYTES + work.held_bytes + COPIES * 4 * work.largest
     return Estimate(seconds=seconds * SLOWER[work.precision], memory_bytes=int(memory))
 
 
