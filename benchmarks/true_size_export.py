@@ -60,7 +60,7 @@ def measure(model: Path, name: str) -> dict[str, Any]:
 def export(model: Path, name: str) -> dict[str, Any]:
     """What the command line does, with a clock at every stage."""
     start = time.perf_counter()
-    from bolid_export.engine_target import EngineRequest
+    from bolid_export.engines.target import EngineRequest
     from bolid_export.pipeline import Target, export_bundle
     from bolid_export.sources import model_sizes, open_source
 

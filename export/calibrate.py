@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bolid_export.graphs import Graph
-from bolid_export.scene import Scene, latents, picture
 from bolid_export.sources import Model
-from bolid_export.torch_engine import Record, TorchEngine
+from bolid_export.verification.scene import Scene, latents, picture
+from bolid_export.verification.torch_engine import Record, TorchEngine
 from bolid_sdk.caching import Caching
 from bolid_sdk.contracts import Sizes
 from bolid_sdk.face_map import draw_face_map
@@ -64,8 +64,8 @@ def calibrate(
 ) -> Calibration:
     """Makes a picture for each prompt without an identity, then runs scenes whose references are those pictures.
 
-    `reduced`: one scene, whose reference is a drawing (`bolid_export.effort`); its picture is not decoded here, for the
-    reference picture is.
+    `reduced`: one scene, whose reference is a drawing (`bolid_export.verification.effort`); its picture is not decoded
+    here, for the reference picture is.
     """
     engines = {name: TorchEngine(graph) for name, graph in graphs.items()}
     if reduced:

@@ -20,7 +20,7 @@ from bolid_sdk.contracts import Sizes
 from bolid_sdk.errors import BolidError, InputError, OutputError
 
 if TYPE_CHECKING:
-    from bolid_export.engine_target import EngineRequest, EngineTarget
+    from bolid_export.engines.target import EngineRequest, EngineTarget
     from bolid_export.pipeline import Target
     from bolid_export.precision import Precision
     from bolid_export.sources import Source
@@ -195,8 +195,8 @@ def _run(asked: Asked) -> None:
 
 
 def _target(asked: Asked, folder: Path, engines: EngineTarget | None) -> Target:
-    from bolid_export.gate import CommandGate
     from bolid_export.pipeline import Target
+    from bolid_export.verification.gate import CommandGate
 
     foreign = bool(asked.model or asked.adapters or asked.loras or asked.vae or asked.image_encoder)
     return Target(
@@ -228,7 +228,7 @@ def _engine_request(asked: Asked) -> EngineRequest | None:
     """None: ONNX graphs are all that is wanted."""
     options = {name: getattr(asked, name) for name in ("version_compatible", "hardware_compatible", "refit")}
     if asked.backend.startswith("tensorrt"):
-        from bolid_export.engine_target import BuildOptions, EngineRequest
+        from bolid_export.engines.target import BuildOptions, EngineRequest
 
         built = BuildOptions(**options)
         return EngineRequest.parse(asked.backend, asked.compute_capability, asked.batch, asked.size, built)
@@ -295,7 +295,7 @@ def _require_openvino() -> None:
 def _export(source: Source, target: Target, as_json: bool) -> None:
     from bolid_export.package import REPORT
     from bolid_export.pipeline import export_bundle, stage_count
-    from bolid_export.runtimes import OPENVINO
+    from bolid_export.verification.runtimes import OPENVINO
 
     compiles = OPENVINO in target.runtimes
     stages = stage_count(_sizes(source), target.engines, target.gate is not None, len(target.runtimes)) + compiles

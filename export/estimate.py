@@ -1,7 +1,7 @@
 """How long an export takes and how much memory, before it starts: arithmetic, and constants of runs that were measured.
 
-The constants are fitted to the runs in benchmarks/results/export.json, on two cores of an AMD EPYC. Another machine may be
-several times as fast, or busy; `MACHINE` goes with every figure. Engines, a gate and OpenVINO come on top.
+The constants are fitted to the runs in benchmarks/results/export.json, on two cores of an AMD EPYC. Another machine may
+be several times as fast, or busy; `MACHINE` goes with every figure. Engines, a gate and OpenVINO come on top.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
-from bolid_export.effort import Effort, operations
 from bolid_export.graphs import Graph
 from bolid_export.precision import Precision
+from bolid_export.verification.effort import Effort, operations
 from bolid_sdk.contracts import Sizes
 
 MACHINE = "two cores of an AMD EPYC"
@@ -27,7 +27,8 @@ class Work:
     """What an export's time and memory depend on.
 
     `graphs`, and the `layers` in all of them, are traced; `held_bytes` of weights are in memory from the start, and of
-    the largest graph, with `largest` weights, float32 copies come and go; `operations` as in `bolid_export.effort`.
+    the largest graph, with `largest` weights, float32 copies come and go; `operations` as in
+    `bolid_export.verification.effort`.
     """
 
     graphs: int

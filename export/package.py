@@ -13,7 +13,7 @@ import numpy as np
 from transformers import CLIPTokenizer
 
 from bolid_export.sources import Model, Source
-from bolid_export.torch_engine import Record
+from bolid_export.verification.torch_engine import Record
 from bolid_sdk.built_engine import BuiltEngine
 from bolid_sdk.clip_tokenizer import ClipTokenizer
 from bolid_sdk.contracts import GraphSpec, Sizes

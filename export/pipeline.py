@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from bolid_export.calibrate import PROMPTS, Calibration, calibrate, spread
-from bolid_export.effort import Effort, choose_effort
-from bolid_export.engine_target import EngineTarget
+from bolid_export.engines.target import EngineTarget
 from bolid_export.graphs import Graph, bind_graphs
 from bolid_export.half import HalfOnFloat32
+from bolid_export.int8.quantise import GRAPHS as QUANTISED_GRAPHS
+from bolid_export.int8.quantise import quantise
 from bolid_export.package import (
     GOLDEN,
     REPORT,
@@ -29,19 +30,18 @@ from bolid_export.package import (
     verified_sampling,
 )
 from bolid_export.precision import Island, Peaks, Precision, islands, lower, watch_peaks
-from bolid_export.quantise import GRAPHS as QUANTISED_GRAPHS
-from bolid_export.quantise import quantise
 from bolid_export.report import engine_report, report
 from bolid_export.residency import Residency
-from bolid_export.runtimes import ONNX_RUNTIME, Runtime, open_runtime
-from bolid_export.scene import condition
 from bolid_export.scratch import scratch_folder
 from bolid_export.sources import Source, model_sizes
 from bolid_export.stage_cache import StageCache, open_stage_cache
-from bolid_export.stream import to_onnx, write_onnx
 from bolid_export.to_tensorrt import build_engines
-from bolid_export.torch_engine import Record, TorchEngine
-from bolid_export.trace_ahead import TraceAhead
+from bolid_export.tracing.ahead import TraceAhead
+from bolid_export.tracing.stream import to_onnx, write_onnx
+from bolid_export.verification.effort import Effort, choose_effort
+from bolid_export.verification.runtimes import ONNX_RUNTIME, Runtime, open_runtime
+from bolid_export.verification.scene import condition
+from bolid_export.verification.torch_engine import Record, TorchEngine
 from bolid_export.verify import (
     LIMITS,
     OneAtATime,

@@ -11,23 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from bolid_export.calibrate import PROMPTS
-from bolid_export.effort import choose_effort
-from bolid_export.engine_target import EngineTarget
+from bolid_export.engines.shapes import graph_profile
+from bolid_export.engines.target import EngineTarget
 from bolid_export.estimate import estimate, work_of
 from bolid_export.graphs import Graph, bind_graphs
+from bolid_export.int8.quantise import GRAPHS as QUANTISED_GRAPHS
 from bolid_export.package import default_sampling
 from bolid_export.precision import POLICY, Precision
-from bolid_export.quantise import GRAPHS as QUANTISED_GRAPHS
 from bolid_export.room import available_memory, existing, gigabytes, temporary_folder
 from bolid_export.scratch import scratch_place
-from bolid_export.shapes import graph_profile
 from bolid_export.sources import Source, model_sizes
 from bolid_export.to_tensorrt import engine_file
+from bolid_export.verification.effort import choose_effort
 from bolid_sdk.contracts import Sizes
 from bolid_sdk.manifest import capabilities
 
 HALF, FLOAT, INT8 = 2, 4, 1
-"""Bytes of a weight on disk. In fp32 as well, weights that are float16 stay so (`bolid_export.compact`)."""
+"""Bytes of a weight on disk. In fp32 as well, weights that are float16 stay so (`bolid_export.tracing.compact`)."""
 
 BESIDE_WEIGHTS = 20 * 10**6
 """Nodes of the graphs, stored answers, tokenizers: a bound, the avatar's are 4 MB."""

@@ -1,6 +1,6 @@
 """Precision of a graph: float32, or float16 weights and activations with named float32 islands.
 
-For int8 see `bolid_export.quantise`: its graphs are float32 except for the layers that are quantised.
+For int8 see `bolid_export.int8.quantise`: its graphs are float32 except for the layers that are quantised.
 
 A network is lowered before it is traced, not rewritten afterwards: then what is traced is what runs. Post-export
 converters (onnxruntime's `convert_float_to_float16`) send float32 inputs and neighbouring float32 nodes through
@@ -88,7 +88,7 @@ def watch_peaks(networks: Iterable[nn.Module]) -> Iterator[Peaks]:
 
 
 def lower(graph: Graph, precision: Precision, islands: Iterable[Island] = ()) -> Graph:
-    """A copy of `graph` in that precision; fp32 returns the graph itself, int8 too (`bolid_export.quantise`)."""
+    """A copy of `graph` in that precision; fp32 returns the graph itself, int8 too (`bolid_export.int8.quantise`)."""
     if precision != "fp16":
         return graph
     lowered = _half_copy(graph)

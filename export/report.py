@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bolid_export.engine_target import EngineTarget
+from bolid_export.engines.target import EngineTarget
 from bolid_sdk.built_engine import BuiltEngine
 
 

@@ -1,8 +1,8 @@
 """Networks of billions of weights in little memory: float16 as they are stored, float32 only while they run.
 
 What was stored in float16 comes back from float32 to the last bit, so nothing is lost on the way. One network at a time
-is in float32. Networks are traced at rest (`bolid_export.stand_ins`) and given up then. Parameters are what is counted,
-for graphs may share them.
+is in float32. Networks are traced at rest (`bolid_export.tracing.stand_ins`) and given up then. Parameters are what is
+counted, for graphs may share them.
 """
 
 from __future__ import annotations

@@ -15,12 +15,13 @@ import torch
 from onnxscript import rewriter
 from torch import Tensor
 
-from bolid_export import quantised, translations
-from bolid_export.decompose import traced_once
 from bolid_export.graphs import Graph
-from bolid_export.norm_shapes import norm_shapes_told
-from bolid_export.norms import expand_group_norms
-from bolid_export.torchlib import torchlib_read_once
+from bolid_export.int8 import quantised
+from bolid_export.tracing import translations
+from bolid_export.tracing.decompose import traced_once
+from bolid_export.tracing.norm_shapes import norm_shapes_told
+from bolid_export.tracing.norms import expand_group_norms
+from bolid_export.tracing.torchlib import torchlib_read_once
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 
 # At 23, scaled_dot_product_attention becomes `Attention`, and two of them sharing one query, which is what decoupled

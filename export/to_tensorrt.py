@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bolid_export.engine_target import MODULES, BuildOptions, EngineTarget
-from bolid_export.refit import refittable_weights
-from bolid_export.shapes import graph_profile
+from bolid_export.engines.refit import refittable_weights
+from bolid_export.engines.shapes import graph_profile
+from bolid_export.engines.target import MODULES, BuildOptions, EngineTarget
 from bolid_sdk.built_engine import BuiltEngine, EngineKey
 from bolid_sdk.bundle import file_sha256
 from bolid_sdk.contracts import GraphSpec, Sizes
@@ -20,7 +20,7 @@ from bolid_sdk.errors import BolidError
 from bolid_sdk.files import cache_folder
 
 # -P: a file of the user's working folder may be called like a module
-WORKER = (sys.executable, "-P", "-m", "bolid_export.tensorrt_worker")
+WORKER = (sys.executable, "-P", "-m", "bolid_export.engines.tensorrt_worker")
 
 LOG_LINES, LOG_CHARACTERS = 3, 400
 LOG_PREFIX = re.compile(r"^\[[^]]*\] \[TRT\] ")

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from bolid_export.calibrate import spread
 from bolid_export.graphs import Graph, denoiser_network
 from bolid_export.memory import give_back_memory
-from bolid_export.metrics import cosine, psnr, relative_error, ssim
 from bolid_export.precision import Precision
-from bolid_export.reference import diffusers_latents
-from bolid_export.remembered import Remembered
-from bolid_export.scene import Scene, condition, decode, noise_source, picture
 from bolid_export.sources import Model, model_sizes
-from bolid_export.torch_engine import Record, TorchEngine
+from bolid_export.verification.metrics import cosine, psnr, relative_error, ssim
+from bolid_export.verification.reference import diffusers_latents
+from bolid_export.verification.remembered import Remembered
+from bolid_export.verification.scene import Scene, condition, decode, noise_source, picture
+from bolid_export.verification.torch_engine import Record, TorchEngine
 from bolid_sdk.backends import Backend, Engine, open_backend
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BolidError

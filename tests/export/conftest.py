@@ -11,7 +11,7 @@ from diffusers import UNet2DConditionModel
 from bolid_export.graphs import bind_graphs
 from bolid_export.pipeline import Target, export_bundle
 from bolid_export.sources import model_sizes, open_source
-from bolid_export.stream import to_onnx
+from bolid_export.tracing.stream import to_onnx
 from bolid_export.verify import load_engines
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import Checkpoint, build_checkpoint

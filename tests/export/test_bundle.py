@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from bolid_export import pipeline, verify
-from bolid_export.metrics import psnr
 from bolid_export.pipeline import Target, export_bundle, stage_count
 from bolid_export.sources import model_sizes
-from bolid_export.torch_engine import Record
+from bolid_export.verification.metrics import psnr
+from bolid_export.verification.torch_engine import Record
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.contracts import graph_specs
 from bolid_sdk.doctor import diagnose

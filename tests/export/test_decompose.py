@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export import ExportedProgram
 
-from bolid_export.decompose import traced_once
 from bolid_export.to_onnx import OPSET
-from bolid_export.translations import TRANSLATIONS
+from bolid_export.tracing.decompose import traced_once
+from bolid_export.tracing.translations import TRANSLATIONS
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline, T2IAdapter
 
 from bolid_export.calibrate import PROMPTS, token_ids
 from bolid_export.graphs import bind_graphs
-from bolid_export.metrics import psnr
 from bolid_export.package import default_sampling, noise_schedule
 from bolid_export.precision import lower
-from bolid_export.scene import Scene, noise_source, picture
 from bolid_export.sources import Model, model_sizes, open_source
-from bolid_export.stream import to_onnx
-from bolid_export.torch_engine import TorchEngine
+from bolid_export.tracing.stream import to_onnx
+from bolid_export.verification.metrics import psnr
+from bolid_export.verification.scene import Scene, noise_source, picture
+from bolid_export.verification.torch_engine import TorchEngine
 from bolid_export.verify import load_engines
 from bolid_sdk.backends import open_backend
 from bolid_sdk.bundle import Bundle

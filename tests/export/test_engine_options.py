@@ -12,10 +12,11 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
-from bolid_export import engine_target, tensorrt_worker
 from bolid_export.cli import main
-from bolid_export.engine_target import BuildOptions, EngineRequest
-from bolid_export.refit import refittable_weights
+from bolid_export.engines import target as engine_target
+from bolid_export.engines import tensorrt_worker
+from bolid_export.engines.refit import refittable_weights
+from bolid_export.engines.target import BuildOptions, EngineRequest
 from bolid_export.to_tensorrt import timing_cache
 from bolid_sdk.backends.cuda_device import open_device
 from bolid_sdk.built_engine import EngineKey

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from bolid_export import pipeline
-from bolid_export.gate import CommandGate
 from bolid_export.pipeline import Target, export_bundle
 from bolid_export.report import report
+from bolid_export.verification.gate import CommandGate
 from bolid_export.verify import VerificationError
 from bolid_sdk.errors import InputError
 

@@ -10,7 +10,7 @@ from onnxscript import rewriter
 
 from bolid_export.graphs import branch_index, guide
 from bolid_export.to_onnx import OPSET, QUADRATIC, RULES, _linear_time
-from bolid_export.torch_engine import TorchEngine
+from bolid_export.verification.torch_engine import TorchEngine
 from bolid_sdk.contracts import COEFFICIENTS, graph_specs
 
 

@@ -21,18 +21,18 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from bolid_export.cli import main as export_main
-from bolid_export.engine_target import runtime_name
+from bolid_export.engines.shapes import Range, graph_profile, resolve_shapes
+from bolid_export.engines.target import runtime_name
 from bolid_export.graphs import bind_graphs
-from bolid_export.metrics import cosine, psnr
+from bolid_export.int8.quantise import quantise
 from bolid_export.package import build_manifest, bundle_files, save_tokenizers
 from bolid_export.precision import lower
-from bolid_export.quantise import quantise
-from bolid_export.shapes import Range, graph_profile, resolve_shapes
 from bolid_export.sources import Choices, Lora, model_sizes, open_source
-from bolid_export.stream import to_onnx
 from bolid_export.to_onnx import example_inputs
 from bolid_export.to_tensorrt import build_engine
-from bolid_export.torch_engine import TorchEngine
+from bolid_export.tracing.stream import to_onnx
+from bolid_export.verification.metrics import cosine, psnr
+from bolid_export.verification.torch_engine import TorchEngine
 from bolid_sdk.built_engine import EngineKey
 from bolid_sdk.bundle import file_sha256, write_bundle
 from bolid_sdk.cli import doctor, infer

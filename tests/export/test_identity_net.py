@@ -11,8 +11,8 @@ from diffusers import UNet2DConditionModel
 
 from bolid_export.graphs import Denoiser, denoiser_network
 from bolid_export.sources import model_sizes, open_source
-from bolid_export.stream import to_onnx
 from bolid_export.to_onnx import example_inputs
+from bolid_export.tracing.stream import to_onnx
 from bolid_export.verify import load_engines
 from bolid_sdk.conditioning import Conditioner
 from bolid_sdk.contracts import COEFFICIENT_NAMES, graph_specs

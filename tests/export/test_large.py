@@ -17,18 +17,18 @@ import torch
 from onnx import numpy_helper
 from torch import nn
 
-from bolid_export import stream
-from bolid_export.as_written import AsWritten
-from bolid_export.effort import choose_effort
 from bolid_export.graphs import Graph, bind_graphs
 from bolid_export.half import HalfOnFloat32
 from bolid_export.pipeline import Target, export_bundle
-from bolid_export.remembered import Remembered
 from bolid_export.residency import Residency
-from bolid_export.runtimes import ONNX_RUNTIME, open_runtime
 from bolid_export.sources import open_source, stored
-from bolid_export.torch_engine import TorchEngine
-from bolid_export.trace_ahead import WORKER, TraceAhead, request_file
+from bolid_export.tracing import stream
+from bolid_export.tracing.ahead import WORKER, TraceAhead, request_file
+from bolid_export.verification.as_written import AsWritten
+from bolid_export.verification.effort import choose_effort
+from bolid_export.verification.remembered import Remembered
+from bolid_export.verification.runtimes import ONNX_RUNTIME, open_runtime
+from bolid_export.verification.torch_engine import TorchEngine
 from bolid_export.verify import load_engines
 from bolid_sdk.backends import open_backend
 from bolid_sdk.contracts import GraphSpec, TensorSpec
@@ -57,7 +57,7 @@ def test_float32_weights_are_never_rounded(tmp_path, checkpoint, monkeypatch):
 def test_a_large_model_is_exported_and_verified(model_folder, tmp_path, monkeypatch, precision):
     """The whole path, with everything that size decides set to large. A source can be exported once: it is given up."""
     monkeypatch.setattr(stored, "LARGE", 0)
-    monkeypatch.setattr("bolid_export.effort.MOST_OPERATIONS", 0)
+    monkeypatch.setattr("bolid_export.verification.effort.MOST_OPERATIONS", 0)
     monkeypatch.setattr(stream, "EXTERNAL_DATA_BYTES", 1 << 16)
     loaded = Counter()
 

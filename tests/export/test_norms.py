@@ -10,9 +10,9 @@ from torch._subclasses.fake_impls import get_fast_op_impls
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from bolid_export import norm_shapes
-from bolid_export.norm_shapes import GROUP_NORM, norm_shapes_told
-from bolid_export.norms import expand_group_norms
+from bolid_export.tracing import norm_shapes
+from bolid_export.tracing.norm_shapes import GROUP_NORM, norm_shapes_told
+from bolid_export.tracing.norms import expand_group_norms
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 5, 3), (2, 8, 7)])

@@ -11,8 +11,8 @@ from bolid_export import cli, pipeline, to_openvino
 from bolid_export.cli import main
 from bolid_export.graphs import bind_graphs
 from bolid_export.report import report
-from bolid_export.runtimes import BFLOAT16, OPENVINO, Runtime, open_runtime
 from bolid_export.sources import default_checkpoint, model_sizes, open_source
+from bolid_export.verification.runtimes import BFLOAT16, OPENVINO, Runtime, open_runtime
 from bolid_export.verify import LIMITS, Limits, VerificationError, require_passed
 from bolid_sdk import backends
 from bolid_sdk.backends import ov

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bolid_export.effort import choose_effort
 from bolid_export.estimate import MACHINE, WITHIN, Work, estimate, work_of
 from bolid_export.plan import FLOAT, HALF, plan, plan_text
 from bolid_export.plan import _bytes as bytes_of
 from bolid_export.sources import default_checkpoint, open_source
+from bolid_export.verification.effort import choose_effort
 from bolid_sdk.bundle import open_bundle
 
 ROWS = json.loads((Path(__file__).parents[2] / "benchmarks" / "results" / "export.json").read_text())["rows"]

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from bolid_export.compact import as_half
 from bolid_export.graphs import Graph
 from bolid_export.precision import LIMIT, islands, lower, watch_peaks
-from bolid_export.torch_engine import TorchEngine
+from bolid_export.tracing.compact import as_half
+from bolid_export.verification.torch_engine import TorchEngine
 from bolid_export.verify import LIMITS, check_graph
 from bolid_sdk.contracts import GraphSpec, TensorSpec
 

@@ -12,18 +12,18 @@ from diffusers.models.attention import BasicTransformerBlock
 from onnx import TensorProto, numpy_helper
 from torch import nn
 
-from bolid_export.gate import CommandGate
 from bolid_export.graphs import Graph
+from bolid_export.int8.quantise import GRAPHS, POLICY, quantise
+from bolid_export.int8.quantised import LEVELS, quantise_dequantise, quantise_weight, quantised
+from bolid_export.int8.ranges import BINS, best_step, channel_peaks, input_scales
+from bolid_export.int8.sensitivity import installed, output_error
+from bolid_export.int8.smoothing import smooth
 from bolid_export.pipeline import Target, export_bundle, stage_count
-from bolid_export.quantise import GRAPHS, POLICY, quantise
-from bolid_export.quantised import LEVELS, quantise_dequantise, quantise_weight, quantised
-from bolid_export.ranges import BINS, best_step, channel_peaks, input_scales
-from bolid_export.sensitivity import installed, output_error
-from bolid_export.smoothing import smooth
 from bolid_export.sources import model_sizes
-from bolid_export.stream import to_onnx
 from bolid_export.to_onnx import example_inputs
 from bolid_export.to_tensorrt import build_engine
+from bolid_export.tracing.stream import to_onnx
+from bolid_export.verification.gate import CommandGate
 from bolid_export.verify import load_engines
 from bolid_sdk.built_engine import EngineKey
 from bolid_sdk.contracts import GraphSpec, TensorSpec

@@ -18,13 +18,13 @@ from diffusers import (
 from safetensors.torch import save_file
 
 from bolid_export.graphs import bind_graphs
-from bolid_export.metrics import psnr
 from bolid_export.package import build_manifest, bundle_files, default_sampling, noise_schedule, save_tokenizers
 from bolid_export.pipeline import Target, export_bundle
 from bolid_export.sources import Choices, Lora, model_sizes, open_source
 from bolid_export.sources.sizes import time_ids, token_inputs
 from bolid_export.to_onnx import example_inputs
-from bolid_export.torch_engine import TorchEngine
+from bolid_export.verification.metrics import psnr
+from bolid_export.verification.torch_engine import TorchEngine
 from bolid_sdk.bundle import write_bundle
 from bolid_sdk.conditioning import Conditioner
 from bolid_sdk.contracts import graph_specs

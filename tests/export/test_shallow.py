@@ -10,9 +10,9 @@ import torch
 from bolid_export.calibrate import PROMPTS
 from bolid_export.graphs import Denoiser
 from bolid_export.package import default_sampling, noise_schedule
-from bolid_export.scene import Scene, condition, latents, noise_source
 from bolid_export.shallow import ShallowUNet, deep_features
-from bolid_export.torch_engine import TorchEngine
+from bolid_export.verification.scene import Scene, condition, latents, noise_source
+from bolid_export.verification.torch_engine import TorchEngine
 from bolid_sdk.contracts import graph_specs
 from bolid_training.model.checkpoint import build_unet
 from bolid_training.model.config import AvatarConfig

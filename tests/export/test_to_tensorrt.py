@@ -16,10 +16,10 @@ from onnx import TensorProto, helper
 from bolid_export import pipeline, to_tensorrt
 from bolid_export.calibrate import Calibration
 from bolid_export.cli import default_output, main
-from bolid_export.engine_target import EngineTarget, runtime_name
+from bolid_export.engines.shapes import Range, graph_profile, resolve_shapes
+from bolid_export.engines.target import EngineTarget, runtime_name
 from bolid_export.graphs import bind_graphs
 from bolid_export.pipeline import Target, export_bundle, stage_count
-from bolid_export.shapes import Range, graph_profile, resolve_shapes
 from bolid_export.sources import default_checkpoint, open_source
 from bolid_export.to_tensorrt import EngineBuildError, build_engine, build_engines
 from bolid_sdk.built_engine import EngineKey
@@ -208,7 +208,7 @@ def test_a_crash_leaves_no_bundle_behind(source, sizes, tmp_path, monkeypatch, c
 
 def test_the_worker_needs_no_pytorch():
     """Its memory is the builder's."""
-    script = "import sys, bolid_export.tensorrt_worker; print('torch' in sys.modules)"
+    script = "import sys, bolid_export.engines.tensorrt_worker; print('torch' in sys.modules)"
     child = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert child.stdout.strip() == "False"
 

@@ -3,8 +3,8 @@
 import torch
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
-from bolid_export import torchlib
-from bolid_export.torchlib import torchlib_read_once
+from bolid_export.tracing import torchlib
+from bolid_export.tracing.torchlib import torchlib_read_once
 
 SIN = torch.ops.aten.sin.default
 

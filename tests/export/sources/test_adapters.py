@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionModelWithProjection
 
 from bolid_export.graphs import bind_graphs
-from bolid_export.metrics import cosine
 from bolid_export.sources import Choices, model_sizes, open_source
-from bolid_export.stream import to_onnx
+from bolid_export.tracing.stream import to_onnx
+from bolid_export.verification.metrics import cosine
 from bolid_export.verify import load_engines
 from bolid_sdk.errors import InputError
 

@@ -17,14 +17,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from bolid_export.graphs import bind_graphs
-from bolid_export.metrics import cosine
 from bolid_export.pipeline import Target, export_bundle
 from bolid_export.precision import islands, lower, watch_peaks
 from bolid_export.sources import model_sizes, open_source
 from bolid_export.sources.adapter_kinds import INSTANT_ID, PULID, PULID_1_1
 from bolid_export.sources.adapters import assign_roles, attach_adapters, open_adapter
-from bolid_export.stream import to_onnx
-from bolid_export.torch_engine import TorchEngine
+from bolid_export.tracing.stream import to_onnx
+from bolid_export.verification.metrics import cosine
+from bolid_export.verification.torch_engine import TorchEngine
 from bolid_export.verify import load_engines
 from bolid_sdk import Face, Generator, Sampling
 from bolid_sdk.errors import InputError, PoseError

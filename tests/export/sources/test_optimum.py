@@ -14,9 +14,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from bolid_export.graphs import bind_graphs
-from bolid_export.metrics import cosine, relative_error
 from bolid_export.sources import Choices, model_sizes, open_source
-from bolid_export.stream import to_onnx
+from bolid_export.tracing.stream import to_onnx
+from bolid_export.verification.metrics import cosine, relative_error
 from bolid_export.verify import load_engines
 
 LEAST, MOST = 0.9999, 1e-4

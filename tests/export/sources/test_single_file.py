@@ -23,7 +23,7 @@ from bolid_export.sources.files import read_shapes
 from bolid_export.sources.original_layout import IGNORED, PARTS
 from bolid_export.sources.single_file import SD15, SDXL, load_single_file
 from bolid_export.sources.vaes import load_vae
-from bolid_export.stream import to_onnx
+from bolid_export.tracing.stream import to_onnx
 from bolid_sdk.clip_tokenizer import ClipTokenizer
 from bolid_sdk.errors import InputError
 

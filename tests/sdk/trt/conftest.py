@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from bolid_export.shapes import Range, graph_profile, resolve_shapes
+from bolid_export.engines.shapes import Range, graph_profile, resolve_shapes
 from bolid_sdk.built_engine import BuiltEngine, EngineKey
 from bolid_sdk.bundle import file_sha256
 from bolid_sdk.contracts import graph_specs

@@ -42,7 +42,7 @@ WORKER = {
     "profile": "IOptimizationProfile",
     "cache": "ITimingCache",
 }
-SOURCES = {"bolid_sdk/backends/trt.py": RUNTIME, "export/tensorrt_worker.py": WORKER}
+SOURCES = {"bolid_sdk/backends/trt.py": RUNTIME, "export/engines/tensorrt_worker.py": WORKER}
 MODULE = ("trt", "library")
 ENUMS = {"levels": "HardwareCompatibilityLevel"}
 

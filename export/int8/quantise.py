@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from bolid_export.graphs import Graph
+from bolid_export.int8.quantised import quantisable, quantised
+from bolid_export.int8.ranges import channel_peaks, input_scales
+from bolid_export.int8.sensitivity import Sample, multiply_adds, sensitive_layers
+from bolid_export.int8.smoothing import smooth
 from bolid_export.precision import Island
-from bolid_export.quantised import quantisable, quantised
-from bolid_export.ranges import channel_peaks, input_scales
-from bolid_export.sensitivity import Sample, multiply_adds, sensitive_layers
-from bolid_export.smoothing import smooth
 
 GRAPHS = ("denoiser", "denoiser_shallow", "vae_decoder")
 """Where the time goes, and nothing but pixels comes from: keypoints are measured, identities are stored and shared. The

@@ -1,4 +1,4 @@
-"""Builds one engine, in a process of its own: `python -m bolid_export.tensorrt_worker REQUEST RESULT`.
+"""Builds one engine, in a process of its own: `python -m bolid_export.engines.tensorrt_worker REQUEST RESULT`.
 
 One of TensorRT 10 or 11, or of TensorRT-RTX: what they do not share is asked for by name (`hasattr`). A builder that
 crashes takes its process along. REQUEST and RESULT are JSON files; on a refusal RESULT says why under "error", empty

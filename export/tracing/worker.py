@@ -1,4 +1,4 @@
-"""Traces graphs in a process of its own: `python -m bolid_export.trace_worker FOLDER`, the other side of `trace_ahead`.
+"""Traces graphs in a process of its own: `python -m bolid_export.tracing.worker FOLDER`, the other side of `ahead`.
 
 Nobody else's files are read. When the exporter is killed its end of our standard input closes: then this process ends
 as well, and takes its files along.
@@ -17,8 +17,8 @@ import torch
 from transformers import PreTrainedModel
 
 from bolid_export.graphs import Graph
-from bolid_export.stream import trace_apart
-from bolid_export.trace_ahead import claim, request_file, result_file
+from bolid_export.tracing.ahead import claim, request_file, result_file
+from bolid_export.tracing.stream import trace_apart
 
 
 def main(folder: Path) -> None:

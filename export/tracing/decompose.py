@@ -3,8 +3,8 @@
 The exporter traces every captured program a second and a third time, to take apart what ONNX has no translation for and
 to remove writes in place, and runs through it a fourth time to promote types. That is about half of the time that a
 trace takes, and the programs here hardly need it: what they have to decompose is translated
-(`bolid_export.translations`), writes are rewritten here, and the values of operations, of which types are all that is
-wanted, are known since the first time. A program with anything else goes the exporter's own way.
+(`bolid_export.tracing.translations`), writes are rewritten here, and the values of operations, of which types are all
+that is wanted, are known since the first time. A program with anything else goes the exporter's own way.
 """
 
 from __future__ import annotations

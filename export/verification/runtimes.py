@@ -12,8 +12,8 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bolid_export.as_written import AsWritten
 from bolid_export.precision import Precision
+from bolid_export.verification.as_written import AsWritten
 from bolid_export.verify import LIMITS, Limits
 from bolid_sdk.backends import Backend, open_backend
 

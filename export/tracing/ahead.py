@@ -19,11 +19,11 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bolid_export.graphs import Graph
-from bolid_export.stand_ins import without_weights
-from bolid_export.stream import Traced
+from bolid_export.tracing.stand_ins import without_weights
+from bolid_export.tracing.stream import Traced
 
 # -P: a file of the user's working folder may be called like a module
-WORKER = (sys.executable, "-P", "-m", "bolid_export.trace_worker")
+WORKER = (sys.executable, "-P", "-m", "bolid_export.tracing.worker")
 
 POLL_SECONDS = 0.05
 

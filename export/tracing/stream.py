@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 from torch import Tensor
 
-from bolid_export.compact import MIN_ELEMENTS, as_half, declare_half
 from bolid_export.graphs import Graph
-from bolid_export.stand_ins import View, seen, stand_ins
 from bolid_export.to_onnx import finish, trace
+from bolid_export.tracing.compact import MIN_ELEMENTS, as_half, declare_half
+from bolid_export.tracing.stand_ins import View, seen, stand_ins
 
 # A protobuf ends at 2 GB; far below that, one file a graph is simpler to copy and to hash.
 EXTERNAL_DATA_BYTES = 1 << 30

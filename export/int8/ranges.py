@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from bolid_export.quantised import LEVELS
+from bolid_export.int8.quantised import LEVELS
 
 Runs: TypeAlias = Sequence[Callable[[], Any]]
 

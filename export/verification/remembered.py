@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bolid_export.torch_engine import Arrays, Record
+from bolid_export.verification.torch_engine import Arrays, Record
 from bolid_sdk.backends import Array, Engine, Loop
 from bolid_sdk.contracts import GraphSpec
 

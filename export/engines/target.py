@@ -7,7 +7,7 @@ import importlib.util
 from dataclasses import dataclass, field
 from types import ModuleType
 
-from bolid_export.shapes import Range, Shapes, resolve_shapes
+from bolid_export.engines.shapes import Range, Shapes, resolve_shapes
 from bolid_sdk.backends.cuda_device import open_device
 from bolid_sdk.contracts import Sizes
 from bolid_sdk.errors import BackendError, InputError

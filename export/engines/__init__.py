@@ -1,0 +1,1 @@
+"""What a TensorRT engine is built for, and the process that builds it."""

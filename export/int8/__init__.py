@@ -1,0 +1,1 @@
+"""Quantised layers: their steps, and which layers may have them."""

@@ -1,0 +1,1 @@
+"""Graphs to ONNX: capture, translation, names, weights apart."""
