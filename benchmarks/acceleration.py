@@ -17,6 +17,7 @@ LIMITS: dict[tuple[str, str], dict[str, float]] = {
     ("stable-diffusion", "fp16"): {"onnx": 180, "memory": 8},
     ("stable-diffusion", "tensorrt-rtx"): {"onnx": 180, "engines": 120, "memory": 8},
     ("stable-diffusion", "int8"): {"onnx": 900, "memory": 16},
+    ("stable-diffusion", "tensorrt-rtx-int8"): {"onnx": 900, "engines": 120, "memory": 16},
     ("stable-diffusion-xl", "fp16"): {"memory": 20},
 }
 """Seconds and gigabytes that an export of a family may take."""

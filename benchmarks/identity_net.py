@@ -86,10 +86,15 @@ def main(size: int, rounds: int, out: Path | None) -> None:
 
     def step_beside() -> Any:
         found = residuals([x.numpy() for x in ours], share_inputs=True, share_outputs=True)
-        maps = [found[index] for index in range(len(features))]
+        return unet_with([found[index] for index in range(len(features))])
+
+    def unet_with(maps: list[Any]) -> Any:
         return beside([*[x.numpy() for x in first], *maps], share_inputs=True, share_outputs=True)[0]
 
-    difference = float(np.abs(step_inside() - step_beside()).max() / np.abs(step_inside()).max())
+    expected = step_inside().copy()
+    difference = float(np.abs(expected - step_beside()).max() / np.abs(expected).max())
+    without = unet_with([np.zeros_like(feature.numpy()) for feature in features])
+    effect = float(np.abs(expected - without).max() / np.abs(expected).max())
     result = {
         "setup": {
             "cpu": cpu_name(),
@@ -101,6 +106,7 @@ def main(size: int, rounds: int, out: Path | None) -> None:
         },
         "rows": in_turns({"inside": step_inside, "beside": step_beside}, rounds),
         "relative_difference": difference,
+        "relative_effect": effect,
         "bytes_between": sum(feature.nbytes for feature in features),
         "weights": {"unet": count(unet), "identity_net": count(net)},
     }

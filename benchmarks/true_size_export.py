@@ -1,7 +1,7 @@
 """Exports of true-size checkpoints: seconds by stage, peak memory, bytes, into benchmarks/results/export.json.
 
     python benchmarks/true_size.py --out runs/sd15
-    python benchmarks/true_size_export.py runs/sd15      fp32 (float16 on disk), fp16, int8, TensorRT-RTX engines
+    python benchmarks/true_size_export.py runs/sd15      fp32 (float16 on disk), fp16, int8, TensorRT-RTX
     python benchmarks/true_size_export.py runs/sd15 --only fp16
 
 Each export is a process of its own; bundles are left in runs/bundles for `benchmarks/peers`.
@@ -32,6 +32,7 @@ EXPORTS: dict[str, dict[str, Any]] = {
     "fp16": {"precision": "fp16"},
     "int8": {"precision": "int8"},
     "tensorrt-rtx": {"precision": "fp16", "compute_capability": "8.9", "batch": "1:1:4"},
+    "tensorrt-rtx-int8": {"precision": "int8", "compute_capability": "8.9", "batch": "1:1:4"},
 }
 
 
