@@ -31,7 +31,8 @@ def test_translations_are_read_once_and_shared(monkeypatch):
     assert second.get_decomps(SIN) == []
 
 
-def test_they_are_the_exporters_own():
+def test_they_are_the_exporters_own(monkeypatch):
+    monkeypatch.setattr(torchlib, "_read", torchlib.cache(ONNXRegistry.from_torchlib))
     expected = ONNXRegistry.from_torchlib(opset_version=21)
     with torchlib_read_once():
         found = ONNXRegistry.from_torchlib(opset_version=21)
