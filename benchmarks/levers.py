@@ -12,6 +12,7 @@ is in the history.
 
     git archive f167689 training/weights/avatar | tar -x -C runs/guided
     bolid-export --model runs/guided/training/weights/avatar --precision fp32 -o engines/avatar-guided
+    bolid-export --model runs/guided/training/weights/avatar --precision int8 -o engines/avatar-guided-int8
     bolid-export --precision int8 -o engines/avatar-int8
 """
 

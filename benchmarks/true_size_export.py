@@ -4,7 +4,8 @@
     python benchmarks/true_size_export.py runs/sd15      fp32 (float16 on disk), fp16, int8, TensorRT-RTX
     python benchmarks/true_size_export.py runs/sd15 --only fp16
 
-Each export is a process of its own; bundles are left in runs/bundles for `benchmarks/peers`.
+Each export is a process of its own; bundles are left in runs/bundles for `benchmarks/peers`. What is pending for the disk
+is written, and the checkpoint read once, before the clock starts: another export's bundle and a cold disk are not measured.
 """
 
 import json
@@ -53,9 +54,19 @@ def main(model: Path, only: tuple[str, ...], worker: str | None) -> None:
 def measure(model: Path, name: str) -> dict[str, Any]:
     """One export in a process of its own; its errors are shown, and end this one."""
     click.echo(f"{model.name}, {name}", err=True)
+    settle_disk(model)
     command = [sys.executable, __file__, str(model), "--worker", name]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return {**json.loads(output.splitlines()[-1]), "setup": setup()}
+
+
+def settle_disk(model: Path) -> None:
+    """Leaves nothing to be written, and the checkpoint in the system's cache of files."""
+    os.sync()
+    for file in filter(Path.is_file, model.rglob("*")):
+        with file.open("rb") as content:
+            while content.read(1 << 24):
+                pass
 
 
 def export(model: Path, name: str) -> dict[str, Any]:
