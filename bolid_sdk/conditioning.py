@@ -137,8 +137,14 @@ class Conditioner:
         return self._guided(np.stack(people), last, branches)
 
     def image(self, image: Image.Image | None, count: int, branches: int) -> FloatArray:
-        """`image_tokens` [G*B, M, C]; without an image prompt a zero picture's, silenced by the scale."""
-        tokens = self._no_image if image is None else self._project(self._patch_tokens(image))
+        """`image_tokens` [G*B, M, C]; the unconditional half sees a zero picture.
+
+        Without an image prompt they are zeros, for the scale silences whatever they are: the image encoder is often the
+        largest graph in memory.
+        """
+        if image is None:
+            return np.zeros((branches * count, self._sizes.image_tokens, self._sizes.context_width), np.float32)
+        tokens = self._project(self._patch_tokens(image))
         conditional = np.repeat(tokens[None], count, axis=0)
         return self._guided(conditional, self._no_image if branches == 2 else None, branches)
 

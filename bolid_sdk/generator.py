@@ -181,16 +181,17 @@ class Generator:
     def _preload(self, requests: Sequence[tuple[Person, str]], options: ResolvedOptions, finds_pose: bool) -> None:
         """Loads in the background what this call needs, the first needed first."""
         strangers = any(not isinstance(person, Identity) for person, _ in requests)
-        encodes = strangers or options.sampling.branches == 2
+        prompted = options.image_prompt is not None
+        nobody = options.sampling.branches == 2
         wanted = {
             "pose_estimator": strangers or finds_pose,
-            "image_encoder": encodes,
-            "identity_encoder": encodes,
+            "image_encoder": strangers or nobody or prompted,
+            "identity_encoder": strangers or nobody,
             "denoiser": True,
             "denoiser_shallow": options.sampling.caching != "off",
             "text_encoder": True,
             "pose_guider": options.pose is not None,
-            "image_projector": True,
+            "image_projector": prompted,
             "vae_decoder": True,
         }
         self._graphs.preload(name for name, needed in wanted.items() if needed)

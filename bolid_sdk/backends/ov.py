@@ -3,7 +3,7 @@
 Memory: OpenVINO keeps the constants that it compiled from, in float32, beside the weights that its kernels use. Of a
 graph with 120 MB of float16 weights a compiled model holds 420 MB, and 680 while it is written to the cache. One that
 is read from a mapped file holds 180: its constants are pages of the file, handed back once they are packed. So a
-large graph is compiled in a process of its own, and always read back from the cache.
+graph of some size is compiled in a process of its own, and always read back from the cache.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ backends, text runs once a prompt: these stay float32."""
 MAX_COMPILED, MAX_COMPILED_LARGE = 8, 2
 """Compiled sizes kept for each graph; a large one is back from the cache in seconds. Two: with and without guidance."""
 
+COMPILED_ELSEWHERE = 1 << 26
+"""Bytes of a graph on disk from which on the memory that compiling takes is worth a process."""
+
 LARGE = 1 << 29
-"""Bytes of a graph on disk from which on its memory is worth the trouble."""
+"""Bytes of a graph on disk from which on what has been compiled is given up early."""
 
 ONCE_A_PERSON = frozenset({"image_encoder"})
 """Large ones of these do not stay in memory, where they can be read from the cache again."""
@@ -173,10 +176,11 @@ class OvCompiler:
     def __init__(self, core: Any, path: Path, spec: GraphSpec, options: Mapping[str, Any], blobs: Blobs | None) -> None:
         self._core, self._path, self._options, self._blobs = core, path, dict(options), blobs
         files = [file for file in (path, path.with_name(f"{path.name}.data")) if file.exists()]
-        self._large = sum(file.stat().st_size for file in files) >= LARGE
+        size = sum(file.stat().st_size for file in files)
+        large, self._elsewhere = size >= LARGE, size >= COMPILED_ELSEWHERE
         self._digest = blobs.digest(files) if blobs else ""
-        self.most = MAX_COMPILED_LARGE if self._large else MAX_COMPILED
-        self.gives_up = self._large and blobs is not None and spec.name in ONCE_A_PERSON
+        self.most = MAX_COMPILED_LARGE if large else MAX_COMPILED
+        self.gives_up = large and blobs is not None and spec.name in ONCE_A_PERSON
         if blobs is None or not blobs.knows(self._digest):
             _check_signature(core.read_model(path), spec, path)
 
@@ -210,7 +214,7 @@ class OvCompiler:
     def _write(self, blob: Path, shapes: Shapes) -> Any:
         """Compiles into the cache. Returns what it compiled where that was here, None where another process did."""
         assert self._blobs is not None
-        if self._large:
+        if self._elsewhere:
             _compile_elsewhere(self._path, blob, shapes, self._options, self._blobs)
             return None
         compiled = compile_static(self._core, self._path, shapes, self._options)

@@ -15,7 +15,7 @@ from bolid_sdk.kept import Kept
 def counted(tiny_bundle, monkeypatch):
     """A generator of its own, and how often each of its encoders ran."""
     generator, runs = Generator(tiny_bundle.path, threads=1), Counter()
-    for name in ("text_encoder", "pose_guider"):
+    for name in ("text_encoder", "pose_guider", "image_projector"):
         engine = generator._graphs[name]
 
         def run(inputs, name=name, run=engine.run):
@@ -24,6 +24,16 @@ def counted(tiny_bundle, monkeypatch):
 
         monkeypatch.setattr(engine, "run", run)
     return generator, runs
+
+
+def test_nothing_is_encoded_where_there_is_no_image_prompt(counted, reference):
+    """The scale is zero then, so that tokens of nothing would change nothing."""
+    generator, runs = counted
+    person = generator.identify(reference)
+    generator(person, "walking")
+    assert "image_projector" not in runs
+    generator(person, "walking", image_prompt=reference)
+    assert runs["image_projector"] == 2  # the picture, and none for the unconditional half
 
 
 def test_a_repeated_prompt_and_pose_are_encoded_once(counted, reference):

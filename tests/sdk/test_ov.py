@@ -150,7 +150,7 @@ def test_changed_weights_are_another_graph(tiny_bundle, tmp_path):
 
 def test_a_large_graph_is_compiled_by_another_process(tiny_bundle, monkeypatch):
     expected = load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents(batch=2))["pixels"]
-    monkeypatch.setattr(ov, "LARGE", 0)
+    monkeypatch.setattr(ov, "COMPILED_ELSEWHERE", 0)
     monkeypatch.setattr(ov, "compile_static", None)
     # another size, so that the cache has nothing for it
     found = load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents(batch=1))["pixels"]
@@ -161,7 +161,7 @@ def test_a_large_graph_is_compiled_by_another_process(tiny_bundle, monkeypatch):
 
 
 def test_a_failing_process_is_an_error_with_its_reason(tiny_bundle, monkeypatch):
-    monkeypatch.setattr(ov, "LARGE", 0)
+    monkeypatch.setattr(ov, "COMPILED_ELSEWHERE", 0)
     engine = load(open_backend("openvino"), tiny_bundle, "vae_decoder")
     with pytest.raises(BackendError, match="cannot compile vae_decoder"):
         engine.run({"latents": np.zeros((1, 5, 4, 4), np.float32)})
