@@ -4,8 +4,9 @@
     python benchmarks/true_size_export.py runs/sd15      fp32 (float16 on disk), fp16, int8, TensorRT-RTX
     python benchmarks/true_size_export.py runs/sd15 --only fp16
 
-Each export is a process of its own; bundles are left in runs/bundles for `benchmarks/peers`. What is pending for the disk
-is written, and the checkpoint read once, before the clock starts: another export's bundle and a cold disk are not measured.
+Each export is a process of its own; bundles are left in runs/bundles for `benchmarks/peers`. Before the clock starts,
+what is pending for the disk is written, and the checkpoint read once: another export's bundle and a cold disk are not
+measured.
 """
 
 import json

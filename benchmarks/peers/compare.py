@@ -18,7 +18,7 @@ from typing import Any
 import environments
 import gated
 from protocol import Request
-from systems import HERE, RUNS, SESSIONS, UNET_GFLOP, Session, System
+from systems import DENOISER_GFLOP, HERE, RUNS, SESSIONS, Session, System
 
 RESULTS = HERE.parent / "results" / "cpu.json"
 LOGS = RUNS / "peers" / "logs"
@@ -205,14 +205,14 @@ def gates(system: System, case: Request) -> dict[str, Any]:
 
 
 def stages(system: System, case: Request, answers: list[Answer]) -> dict[str, Any]:
-    """Ours tells where the time went, hence what the UNet reaches where every step runs all of it."""
+    """Ours tells where the time went, hence what the denoiser reaches where every step runs all of it."""
     if system.applied is None or "stages" not in answers[0]:
         return {}
     found = {name: round(median(a["stages"][name] for a in answers), 4) for name in answers[-1]["stages"]}
     plan = system.applied.plan(case.steps, case.guidance)
-    if case.size not in UNET_GFLOP or not found.get("denoise") or not all(full for full, _ in plan):
+    if case.size not in DENOISER_GFLOP or not found.get("denoise") or not all(full for full, _ in plan):
         return {"stages": found}
-    work = UNET_GFLOP[case.size] * case.batch * sum(branches for _, branches in plan)
+    work = DENOISER_GFLOP[case.size] * case.batch * sum(branches for _, branches in plan)
     return {"stages": found, "denoiser_gflops": round(work / found["denoise"])}
 
 

@@ -11,8 +11,9 @@ from protocol import Request
 HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "runs"
 
-# A UNet step of SD1.5 for one picture and one branch, in GFLOP, by the side in pixels.
-UNET_GFLOP = {256: 172, 512: 677}
+# A step of SD1.5's denoiser with identity, image prompt and pose, for one picture and one branch, in GFLOP, by the side
+# in pixels: counted by arithmetic.py.
+DENOISER_GFLOP = {256: 181.7, 512: 806.0}
 
 
 @dataclass(frozen=True, kw_only=True)
