@@ -68,8 +68,17 @@ def write_checkpoint(folder: Path, seed: int = 0) -> None:
         write(folder / name)
     for name in BORROWED:
         copytree(default_checkpoint() / name, folder / name)
+    with_published_tokenizer(folder / "tokenizer")
     (folder / "model_index.json").write_text(json.dumps(_index(), indent=2) + "\n")
     (folder / "avatar.json").write_text(json.dumps(asdict(CONFIG), indent=2) + "\n")
+
+
+def with_published_tokenizer(folder: Path) -> None:
+    """Beside `tokenizer.json` the two files of published folders, which are all that older libraries read."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "merges.txt").write_text("\n".join(("#version: 0.2", *merges)) + "\n")
 
 
 def with_tiny_autoencoder(original: Path, folder: Path) -> None:

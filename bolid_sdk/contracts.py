@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -188,8 +189,17 @@ class TensorSpec:
     dtype: DType
     shape: tuple[Axis, ...]
 
+    def extents(self, axes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape for these sizes of the named axes, of which "latent_height/4" is a fraction. Raises KeyError."""
+        return tuple(axis if isinstance(axis, int) else _extent(axis, axes) for axis in self.shape)
+
     def to_dict(self) -> dict[str, Any]:
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+
+
+def _extent(axis: str, axes: Mapping[str, int]) -> int:
+    name, _, divisor = axis.partition("/")
+    return axes[name] // int(divisor or 1)
 
 
 @dataclass(frozen=True, kw_only=True)

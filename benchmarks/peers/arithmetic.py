@@ -11,26 +11,17 @@ from pathlib import Path
 import openvino as ov
 
 from bolid_sdk.bundle import Bundle
-from bolid_sdk.contracts import Axis, Sizes, graph_specs
+from bolid_sdk.contracts import graph_specs
 
 
 def denoiser_gflop(bundle: Bundle, size: int) -> float:
     """Of a square picture of `size` pixels."""
     sizes = bundle.manifest.sizes
-    spec = graph_specs(sizes)["denoiser"]
-    model = ov.Core().read_model(bundle.file("denoiser.onnx"))
-    model.reshape({tensor.name: [extent(axis, sizes, size) for axis in tensor.shape] for tensor in spec.inputs})
-    return 2 * sum(map(multiply_adds, model.get_ordered_ops())) / 1e9
-
-
-def extent(axis: Axis, sizes: Sizes, size: int) -> int:
-    """Of one picture, one branch, one reference."""
-    if isinstance(axis, int):
-        return axis
-    name, _, divisor = axis.partition("/")
     latent = size // sizes.vae_factor
-    named = {"latent_height": latent, "latent_width": latent, "identity_tokens": sizes.identity_tokens}
-    return named.get(name, 1) // int(divisor or 1)
+    axes = {"batch": 1, "guided_batch": 1, "latent_height": latent, "latent_width": latent}
+    model = ov.Core().read_model(bundle.file("denoiser.onnx"))
+    model.reshape({tensor.name: list(tensor.extents(axes)) for tensor in graph_specs(sizes)["denoiser"].inputs})
+    return 2 * sum(map(multiply_adds, model.get_ordered_ops())) / 1e9
 
 
 def multiply_adds(operation: ov.Node) -> int:

@@ -21,6 +21,10 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "genai": (*TORCH, "openvino-genai==2026.4.1.0", "optimum-intel[openvino,diffusers]==2.2.0"),
 }
 
+# Required by optimum-intel, used for nothing here, and not importable beside a CPU build of PyTorch: transformers,
+# which looks for it, would not start.
+REMOVED: dict[str, tuple[str, ...]] = {"genai": ("torchvision",)}
+
 
 def python(name: str) -> Path | None:
     """The interpreter of an environment that has been installed."""
@@ -35,6 +39,8 @@ def install(name: str) -> None:
     try:
         venv.create(folder, with_pip=True)
         subprocess.run([folder / "bin" / "pip", "install", "-q", *REQUIREMENTS[name]], check=True)
+        if removed := REMOVED.get(name):
+            subprocess.run([folder / "bin" / "pip", "uninstall", "-q", "-y", *removed], check=True)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise

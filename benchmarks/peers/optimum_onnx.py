@@ -6,7 +6,7 @@ It knows no person and no pose.
 import sys
 from pathlib import Path
 
-import numpy as np
+import torch
 from optimum.onnxruntime import ORTStableDiffusionPipeline
 from protocol import PROMPT, Request, serve
 
@@ -14,7 +14,7 @@ from protocol import PROMPT, Request, serve
 def load(model: Path) -> ORTStableDiffusionPipeline:
     folder = model / "optimum"
     if not folder.exists():
-        ORTStableDiffusionPipeline.from_pretrained(model, export=True).save_pretrained(folder)
+        ORTStableDiffusionPipeline.from_pretrained(str(model), export=True).save_pretrained(folder)
     return ORTStableDiffusionPipeline.from_pretrained(folder)
 
 
@@ -30,7 +30,7 @@ def main(model: str) -> None:
             num_inference_steps=request.steps,
             guidance_scale=request.guidance,
             num_images_per_prompt=request.batch,
-            generator=np.random.RandomState(request.seed),
+            generator=torch.Generator().manual_seed(request.seed),
         )
 
     serve(draw)
