@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -269,21 +270,37 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=60.0, help="minutes; a case that has begun is finished")
     parser.add_argument("--sessions", type=int, nargs="*", help="which of systems.SESSIONS, from 0 [all]")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--append", action="store_true", help="keep what OUT has and is not measured again")
     parser.add_argument("--prepare", action="store_true", help="convert what peers have to convert, measure nothing")
     given = parser.parse_args()
     if given.prepare:
         prepare()
         return
     end, about = time.perf_counter() + 60 * given.budget, setup(os.getloadavg()[0])
-    peaks, rows = {"before": gemm()}, []
+    peaks, kept = previous(given.out) if given.append else ({}, [])
+    run = len(peaks) // 2 + 1
+    peaks, rows = {**peaks, f"before {run}": gemm()}, []
     for index, session in enumerate(SESSIONS):
         if time.perf_counter() > end or (given.sessions and index not in given.sessions):
             continue
         for found in measure(session, end):
             rows.append(found)
             # after each row: whatever happens, what has been measured is there
-            write(given.out, about, peaks, rows)
-    write(given.out, about, {**peaks, "after": gemm()}, rows)
+            write(given.out, about, peaks, merged(kept, rows))
+    write(given.out, about, {**peaks, f"after {run}": gemm()}, merged(kept, rows))
+
+
+def previous(path: Path) -> tuple[dict[str, dict[str, float]], list[Answer]]:
+    """The peaks and the rows of a file; none where there is no file."""
+    document = json.loads(path.read_text()) if path.exists() else {"gemm": {}, "rows": []}
+    return document["gemm"], document["rows"]
+
+
+def merged(kept: Sequence[Answer], rows: Sequence[Answer]) -> list[Answer]:
+    """`rows`, after those of `kept` that are not measured again. Ratios are of the rounds of one session each."""
+    measured = itemgetter("system", "vae", "size", "steps", "batch", "guidance")
+    again = set(map(measured, rows))
+    return [row for row in kept if measured(row) not in again] + list(rows)
 
 
 def write(path: Path, about: dict[str, Any], peaks: dict[str, dict[str, float]], rows: list[Answer]) -> None:
