@@ -20,7 +20,7 @@ import click
 import diffusers
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -79,6 +79,12 @@ def with_published_tokenizer(folder: Path) -> None:
     merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])
     (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
     (folder / "merges.txt").write_text("\n".join(("#version: 0.2", *merges)) + "\n")
+
+
+def with_published_names(file: Path) -> None:
+    """transformers 5 leaves the prefix out that published text encoders have, and other programs look for."""
+    state = load_file(file)
+    save_file({f"text_model.{name.removeprefix('text_model.')}": state[name] for name in state}, file, {"format": "pt"})
 
 
 def with_tiny_autoencoder(original: Path, folder: Path) -> None:
@@ -178,6 +184,7 @@ def _save(model: nn.Module, folder: Path) -> None:
 
 def _save_text_encoder(folder: Path) -> None:
     _save(in_half(text_encoder), folder)
+    with_published_names(folder / "model.safetensors")
     width = CONFIG.text_width
     projection = torch.randn(width, width).half() * width**-0.5
     save_file({"weight": projection}, folder / "projection.safetensors")
