@@ -104,7 +104,7 @@ def main(
     seed: int,
     out: Path,
 ) -> None:
-    """Measure every lever of every group, and write one JSON file."""
+    """Measure every lever of every group, and write one JSON file; with --only, others' rows in it are kept."""
     groups = [group for group in GROUPS if not only or group.name in only]
     if bundle:
         groups = [Group(name=bundle.name, base=f"bundle={bundle.absolute()} {base}", levers=tuple(levers))]
@@ -131,10 +131,24 @@ def main(
     if not rows:
         raise click.UsageError("no group can be run: nothing is written")
     bundles = {name: about for setup in setups for name, about in setup.pop("bundles").items()}
-    document = {"setup": {**setups[0], "split": split, "people_asked": count, "bundles": bundles}, "rows": rows}
+    setup = {**setups[0], "split": split, "people_asked": count, "bundles": bundles}
+    document = with_other_groups({"setup": setup, "rows": rows}, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(document, indent=2) + "\n")
     click.echo("\n".join(line(entry) for entry in rows))
+
+
+def with_other_groups(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`document`, and what the file has of groups that were not measured this time."""
+    known = json.loads(path.read_text()) if path.exists() else {"setup": {"bundles": {}}, "rows": []}
+    measured = {row["group"] for row in document["rows"]}
+    rows = [row for row in known["rows"] if row["group"] not in measured] + document["rows"]
+    order = [group.name for group in GROUPS] + sorted(measured)
+    bundles = {**known["setup"]["bundles"], **document["setup"]["bundles"]}
+    return {
+        "setup": {**document["setup"], "bundles": bundles},
+        "rows": sorted(rows, key=lambda row: order.index(row["group"])),
+    }
 
 
 def usable(group: Group) -> Iterator[Lever]:

@@ -1,6 +1,7 @@
 """benchmarks/levers.py and steadiness.py: what they conclude from what they measured."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -102,3 +103,15 @@ def test_memory_that_grows_is_not_flat():
 
     assert steadiness.verdict(moments(0))["flat"]
     assert not steadiness.verdict(moments(10))["flat"]
+
+
+def test_other_groups_stay_in_the_file(levers, tmp_path):
+    def document(group, digest):
+        return {"setup": {"bundles": {group: digest}, "commit": digest}, "rows": [{"group": group, "lever": digest}]}
+
+    file, rows = tmp_path / "levers.json", [("guided", "old"), ("four steps", "old"), ("guided", "new")]
+    for group, digest in rows:
+        found = levers.with_other_groups(document(group, digest), file)
+        file.write_text(json.dumps(found))
+    assert [(row["group"], row["lever"]) for row in found["rows"]] == [("four steps", "old"), ("guided", "new")]
+    assert found["setup"] == {"bundles": {"four steps": "old", "guided": "new"}, "commit": "new"}

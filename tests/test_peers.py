@@ -235,3 +235,12 @@ def test_arithmetic_is_what_pytorch_counts(peers):
         graph(*inputs)
     counted = arithmetic.denoiser_gflop(Bundle.open(EMBEDDED), 128)
     assert counted == pytest.approx(counter.get_total_flops() / 1e9, rel=0.01)
+
+
+def test_a_later_run_keeps_what_it_does_not_measure(peers, sleeper):
+    requests = [peers["protocol"].Request(size=size, steps=4) for size in (256, 512)]
+    systems = [sleeper("A", 0.01, ours=True), sleeper("B", 0.01)]
+    before, again = measure(peers, systems, requests), measure(peers, systems[:1], requests[:1])
+    rows = peers["compare"].merged(before, again)
+    assert [(row["system"], row["size"]) for row in rows] == [("B", 256), ("A", 512), ("B", 512), ("A", 256)]
+    assert rows[-1] is again[0]
