@@ -216,7 +216,7 @@ def test_a_step_that_is_cached_does_not_count_as_arithmetic(peers):
 
 
 def test_arithmetic_is_what_pytorch_counts(peers):
-    """In the embedded denoiser's PyTorch network, whose parts in NumPy's place (the sampler) have no products."""
+    """In the embedded denoiser, of which PyTorch has the network; the sampler's update is no product."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode

@@ -278,7 +278,7 @@ def main() -> None:
         return
     end, about = time.perf_counter() + 60 * given.budget, setup(os.getloadavg()[0])
     peaks, kept = previous(given.out) if given.append else ({}, [])
-    run = len(peaks) // 2 + 1
+    run = 1 + sum(name.startswith("before") for name in peaks)
     peaks, rows = {**peaks, f"before {run}": gemm()}, []
     for index, session in enumerate(SESSIONS):
         if time.perf_counter() > end or (given.sessions and index not in given.sessions):
