@@ -60,6 +60,7 @@ GROUPS = (
             "backend=openvino caching=balanced",
             "backend=openvino caching=fast",
             "bundle=avatar-guided-int8 backend=openvino",
+            "bundle=avatar-guided-int8 backend=openvino caching=balanced",
             "bundle=avatar-guided-int8 backend=openvino caching=fast",
             "backend=openvino guidance_interval=0:0.75",
             "backend=openvino sampler=dpm++2m steps=12",

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor, wanted_outputs
 from bolid_sdk.backends.blobs import TRAILER_BYTES, Blobs, open_blobs
+from bolid_sdk.backends.ov_weights import transpose_weights
 from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BackendError, BundleError, InputError, OutputError
@@ -53,6 +54,9 @@ ONCE_A_PERSON = frozenset({"image_encoder"})
 """Large ones of these do not stay in memory, where they can be read from the cache again."""
 
 PRECISIONS = ("bf16", "f32")
+
+RECIPE = 2
+"""How graphs are prepared for OpenVINO: what another recipe compiled is not read from the cache."""
 
 TRIM_SECONDS = 0.05
 
@@ -189,7 +193,7 @@ class OvCompiler:
         if self._blobs is None:
             return compile_static(self._core, self._path, shapes, self._options)
         processor = self._core.get_property("CPU", "FULL_DEVICE_NAME")
-        blob = self._blobs.path(self._digest, shapes, sorted(self._options.items()), ov.__version__, processor)
+        blob = self._blobs.path(self._digest, shapes, sorted(self._options.items()), ov.__version__, processor, RECIPE)
         found = self._read(blob)
         if found is not None:
             return found
@@ -289,6 +293,7 @@ def _use_bfloat16(core: Any, precision: str | None) -> bool:
 def compile_static(core: Any, path: Path, shapes: Shapes, options: Mapping[str, Any]) -> Any:
     """The graph of an ONNX file, compiled for these shapes alone."""
     model = core.read_model(path)
+    transpose_weights(model)
     model.reshape({name: list(shape) for name, shape in shapes})
     return core.compile_model(model, "CPU", dict(options))
 

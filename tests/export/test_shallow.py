@@ -17,7 +17,7 @@ from bolid_sdk.contracts import graph_specs
 from bolid_training.model.checkpoint import build_unet
 from bolid_training.model.config import AvatarConfig
 
-STEPS, SCHEDULE = 12, "FFsFssFssFsF"
+STEPS, SCHEDULE = 12, "FFsFsFssFssF"
 
 
 @pytest.fixture(scope="module")

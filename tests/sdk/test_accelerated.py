@@ -73,10 +73,10 @@ def latents(generator, person, sampling):
     [
         ({}, "FFFFFFFF", "22222222"),
         ({"caching": "balanced"}, "FFsFsFsF", "22222222"),
-        ({"caching": "fast"}, "FFsFssFF", "22222222"),
+        ({"caching": "fast"}, "FFsFssFs", "22222222"),
         ({"guidance_interval": (0.3, 0.7)}, "FFFFFFFF", "11222211"),
         ({"guidance_interval": (0.3, 1.0), "caching": "balanced"}, "FFFsFsFF", "11222222"),
-        ({"guidance": 1.0, "caching": "fast"}, "FFsFssFF", "11111111"),
+        ({"guidance": 1.0, "caching": "fast"}, "FFsFssFs", "11111111"),
         ({"guidance_interval": (0.0, 0.01)}, "FFFFFFFF", "11111111"),
     ],
 )
