@@ -16,8 +16,8 @@ from bolid_sdk.files import atomic_file, cache_folder
 MAGIC = b"BOLIDOV1"
 TRAILER_BYTES = len(MAGIC) + 8
 PIECE = 1 << 17
-"""Bytes written at once. What is written as a whole lies in the page cache in units of 2 MB, and a process that reads one
-small constant from the map holds all of its unit."""
+"""Bytes written at once. What is written as a whole lies in the page cache in units of 2 MB, and a process that reads
+one small constant from the map holds all of its unit."""
 
 DEFAULT_LIMIT = 20 * 10**9
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
