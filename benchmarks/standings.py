@@ -76,7 +76,7 @@ def gigabytes(mebibytes: float) -> float:
 
 
 def gemm_peak(document: Mapping[str, Any]) -> float | None:
-    """bf16 GFLOP/s: the faster of the measurements before and after."""
+    """bf16 GFLOP/s: the fastest of all minutes."""
     return max((peak["bf16_gflops"] for peak in document.get("gemm", {}).values()), default=None)
 
 

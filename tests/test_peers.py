@@ -38,6 +38,7 @@ def peers(monkeypatch, tmp_path):
     modules = {name: importlib.import_module(name) for name in ("gated", "systems", "compare", "protocol")}
     monkeypatch.setattr(modules["compare"], "LOGS", tmp_path / "logs")
     monkeypatch.setattr(modules["compare"], "MOST_ROUNDS", 3)
+    monkeypatch.setattr(modules["compare"], "gemm", lambda: {"bf16_gflops": 100.0, "f32_gflops": 50.0})
     return modules
 
 
@@ -58,7 +59,8 @@ def session(peers, systems, cases):
 
 
 def measure(peers, systems, cases, budget=60.0):
-    return list(peers["compare"].measure(session(peers, systems, cases), time.perf_counter() + budget))
+    measured = peers["compare"].measure(session(peers, systems, cases), time.perf_counter() + budget)
+    return [row for _, rows in measured for row in rows]
 
 
 def test_systems_take_turns_and_are_compared_with_the_first(peers, sleeper, tmp_path):
@@ -195,17 +197,16 @@ def test_results_hear_of_levers_that_were_measured_later(peers, sleeper):
         assert [row["gated"] for row in peers["gated"].update(rows, levers, int8_passed=False)] == expected
 
 
-def test_what_the_denoiser_reaches_is_of_the_faster_peak(peers, sleeper, tmp_path):
+def test_what_the_denoiser_reaches_is_of_the_faster_peak(peers, sleeper):
     compare = peers["compare"]
-    rows = measure(
+    ours, peer = measure(
         peers, [sleeper("A", 0.01, ours=True), sleeper("B", 0.01)], [peers["protocol"].Request(size=256, steps=4)]
     )
     four_steps = 4 * peers["systems"].DENOISER_GFLOP[256]
-    peaks = {"before": {"bf16_gflops": 2 * four_steps / 0.01}, "after": {"bf16_gflops": 100_000}}
-    compare.write(tmp_path / "cpu.json", {}, peaks, rows)
-    ours, peer = json.loads((tmp_path / "cpu.json").read_text())["rows"]
-    assert ours["denoiser_of_peak"] == pytest.approx(0.5)
-    assert "denoiser_of_peak" not in peer
+    peak = compare.faster({"bf16_gflops": 2 * four_steps / 0.01, "f32_gflops": 1}, {"bf16_gflops": 9, "f32_gflops": 2})
+    assert peak["f32_gflops"] == 2
+    assert compare.with_fraction(ours, peak)["denoiser_of_peak"] == pytest.approx(0.5)
+    assert "denoiser_of_peak" not in compare.with_fraction(peer, peak)
 
 
 def test_a_step_that_is_cached_does_not_count_as_arithmetic(peers):

@@ -102,16 +102,21 @@ def interpreter(system: System) -> str:
     raise PeerError(f"not installed: python {HERE.name}/environments.py {system.environment}")
 
 
-def measure(session: Session, end: float) -> Iterator[Answer]:
-    """A row for each system and case, until the time is over."""
+def measure(session: Session, end: float) -> Iterator[tuple[Answer, list[Answer]]]:
+    """For each case the processor's peak, measured right before and after it, and a row for each system, until the time
+    is over."""
     for case in session.cases:
         if time.perf_counter() > end:
             say("the budget is used up")
             return
+        before = gemm()
         # new processes for each case: memory is that of this case alone
         with ExitStack() as stack:
             processes = [p for system in session.systems if (p := stack.enter_context(running(system, session)))]
-            yield from measure_case(session, case, processes)
+            rows = measure_case(session, case, processes)
+        name = f"{session.vae}, {case.size} px, {case.steps} steps, batch {case.batch}"
+        peak = {"case": name, **faster(before, gemm())}
+        yield peak, [with_fraction(row, peak) for row in rows]
 
 
 @contextmanager
@@ -228,16 +233,17 @@ def gemm() -> dict[str, float]:
     return json.loads(output)
 
 
-def with_fraction(row: Answer, peaks: dict[str, dict[str, float]]) -> Answer:
-    """`denoiser_of_peak`: what the bf16 denoiser reaches of the processor's matrix products in this run.
+def faster(before: Answer, after: Answer) -> Answer:
+    """What slows a product down does not lower the peak."""
+    return {name: max(before[name], after[name]) for name in before}
 
-    The faster of the two measurements is the peak: what slows a product down does not lower it.
-    """
+
+def with_fraction(row: Answer, peak: Answer) -> Answer:
+    """`denoiser_of_peak`: what the bf16 denoiser reaches of the processor's matrix products in the same minutes."""
     applied = row.get("applied") or {}
     if "denoiser_gflops" not in row or (applied["backend"], applied["precision"]) != ("openvino", "fp32"):
         return row
-    peak = max(measured["bf16_gflops"] for measured in peaks.values())
-    return {**row, "denoiser_of_peak": round(row["denoiser_gflops"] / peak, 3)}
+    return {**row, "denoiser_of_peak": round(row["denoiser_gflops"] / peak["bf16_gflops"], 3)}
 
 
 def setup(load: float) -> dict[str, Any]:
@@ -277,23 +283,21 @@ def main() -> None:
         prepare()
         return
     end, about = time.perf_counter() + 60 * given.budget, setup(os.getloadavg()[0])
-    peaks, kept = previous(given.out) if given.append else ({}, [])
-    run = 1 + sum(name.startswith("before") for name in peaks)
-    peaks, rows = {**peaks, f"before {run}": gemm()}, []
+    document = previous(given.out) if given.append else {"gemm": {}, "rows": []}
     for index, session in enumerate(SESSIONS):
         if time.perf_counter() > end or (given.sessions and index not in given.sessions):
             continue
-        for found in measure(session, end):
-            rows.append(found)
-            # after each row: whatever happens, what has been measured is there
-            write(given.out, about, peaks, merged(kept, rows))
-    write(given.out, about, {**peaks, f"after {run}": gemm()}, merged(kept, rows))
+        for peak, rows in measure(session, end):
+            document["gemm"][peak.pop("case")] = peak
+            document["rows"] = merged(document["rows"], rows)
+            # after each case: whatever happens, what has been measured is there
+            given.out.write_text(json.dumps({"setup": about, **document}, indent=2) + "\n")
 
 
-def previous(path: Path) -> tuple[dict[str, dict[str, float]], list[Answer]]:
+def previous(path: Path) -> dict[str, Any]:
     """The peaks and the rows of a file; none where there is no file."""
     document = json.loads(path.read_text()) if path.exists() else {"gemm": {}, "rows": []}
-    return document["gemm"], document["rows"]
+    return {name: document[name] for name in ("gemm", "rows")}
 
 
 def merged(kept: Sequence[Answer], rows: Sequence[Answer]) -> list[Answer]:
@@ -301,11 +305,6 @@ def merged(kept: Sequence[Answer], rows: Sequence[Answer]) -> list[Answer]:
     measured = itemgetter("system", "vae", "size", "steps", "batch", "guidance")
     again = set(map(measured, rows))
     return [row for row in kept if measured(row) not in again] + list(rows)
-
-
-def write(path: Path, about: dict[str, Any], peaks: dict[str, dict[str, float]], rows: list[Answer]) -> None:
-    document = {"setup": about, "gemm": peaks, "rows": [with_fraction(row, peaks) for row in rows]}
-    path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":
