@@ -241,7 +241,10 @@ def test_arithmetic_is_what_pytorch_counts(peers):
 def test_a_later_run_keeps_what_it_does_not_measure(peers, sleeper):
     requests = [peers["protocol"].Request(size=size, steps=4) for size in (256, 512)]
     systems = [sleeper("A", 0.01, ours=True), sleeper("B", 0.01)]
-    before, again = measure(peers, systems, requests), measure(peers, systems[:1], requests[:1])
-    rows = peers["compare"].merged(before, again)
-    assert [(row["system"], row["size"]) for row in rows] == [("B", 256), ("A", 512), ("B", 512), ("A", 256)]
-    assert rows[-1] is again[0]
+    first = [{"session": 1, **row} for row in measure(peers, systems, requests)]
+    again = [{"session": number, **row} for number in (0, 1) for row in measure(peers, systems[:1], requests[:1])]
+    rows = peers["compare"].merged(first, again)
+    found = [(row["session"], row["system"], row["size"]) for row in rows]
+    assert found == [(0, "A", 256), (1, "B", 256), (1, "A", 512), (1, "B", 512), (1, "A", 256)]
+    assert rows[0] is again[0]
+    assert rows[-1] is again[1]

@@ -289,7 +289,7 @@ def main() -> None:
             continue
         for peak, rows in measure(session, end):
             document["gemm"][peak.pop("case")] = peak
-            document["rows"] = merged(document["rows"], rows)
+            document["rows"] = merged(document["rows"], [{"session": index, **row} for row in rows])
             # after each case: whatever happens, what has been measured is there
             given.out.write_text(json.dumps({"setup": about, **document}, indent=2) + "\n")
 
@@ -301,10 +301,13 @@ def previous(path: Path) -> dict[str, Any]:
 
 
 def merged(kept: Sequence[Answer], rows: Sequence[Answer]) -> list[Answer]:
-    """`rows`, after those of `kept` that are not measured again. Ratios are of the rounds of one session each."""
-    measured = itemgetter("system", "vae", "size", "steps", "batch", "guidance")
+    """By session, without what `rows` measure again of `kept`.
+
+    A session's ratios are of its own rounds, so a system that is in two of them has two rows.
+    """
+    measured = itemgetter("session", "system", "vae", "size", "steps", "batch", "guidance")
     again = set(map(measured, rows))
-    return [row for row in kept if measured(row) not in again] + list(rows)
+    return sorted([row for row in kept if measured(row) not in again] + list(rows), key=itemgetter("session"))
 
 
 if __name__ == "__main__":

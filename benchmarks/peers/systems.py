@@ -122,9 +122,10 @@ SESSIONS = (
     Session(vae="kl", systems=(OURS, OURS_ORT, DIFFUSERS_FP32, OPTIMUM), cases=(SMALL,)),
     Session(vae="kl", systems=(OURS, *SDCPP, GENAI), cases=(SMALL,)),
     Session(
-        vae="taesd",
-        systems=(OURS, OURS_FAST, OPENVINO, DIFFUSERS),
-        cases=(Request(size=256, steps=4, batch=4), Request(size=512, steps=20, guidance=7.5)),
+        vae="taesd", systems=(OURS, OURS_INT8_FAST, OPENVINO, DIFFUSERS), cases=(Request(size=256, steps=4, batch=4),)
+    ),
+    Session(
+        vae="taesd", systems=(OURS_INT8_FAST, OPENVINO, DIFFUSERS), cases=(Request(size=512, steps=20, guidance=7.5),)
     ),
 )
 """The most telling first: the budget of minutes ends somewhere."""
