@@ -124,8 +124,6 @@ SESSIONS = (
     Session(
         vae="taesd", systems=(OURS, OURS_INT8_FAST, OPENVINO, DIFFUSERS), cases=(Request(size=256, steps=4, batch=4),)
     ),
-    Session(
-        vae="taesd", systems=(OURS, OURS_INT8_FAST, OPENVINO), cases=(Request(size=512, steps=20, guidance=7.5),)
-    ),
+    Session(vae="taesd", systems=(OURS, OURS_INT8_FAST, OPENVINO), cases=(Request(size=512, steps=20, guidance=7.5),)),
 )
 """The most telling first: the budget of minutes ends somewhere."""
