@@ -60,7 +60,7 @@ def session(peers, systems, cases):
 
 def measure(peers, systems, cases, budget=60.0):
     measured = peers["compare"].measure(session(peers, systems, cases), time.perf_counter() + budget)
-    return [row for _, rows in measured for row in rows]
+    return [row for _, _, rows in measured for row in rows]
 
 
 def test_systems_take_turns_and_are_compared_with_the_first(peers, sleeper, tmp_path):

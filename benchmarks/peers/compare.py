@@ -102,9 +102,8 @@ def interpreter(system: System) -> str:
     raise PeerError(f"not installed: python {HERE.name}/environments.py {system.environment}")
 
 
-def measure(session: Session, end: float) -> Iterator[tuple[Answer, list[Answer]]]:
-    """For each case the processor's peak, measured right before and after it, and a row for each system, until the time
-    is over."""
+def measure(session: Session, end: float) -> Iterator[tuple[str, Answer, list[Answer]]]:
+    """Each case's name, the processor's peak right before or after it, and each system's row, until time is over."""
     for case in session.cases:
         if time.perf_counter() > end:
             say("the budget is used up")
@@ -115,8 +114,8 @@ def measure(session: Session, end: float) -> Iterator[tuple[Answer, list[Answer]
             processes = [p for system in session.systems if (p := stack.enter_context(running(system, session)))]
             rows = measure_case(session, case, processes)
         name = f"{session.vae}, {case.size} px, {case.steps} steps, batch {case.batch}"
-        peak = {"case": name, **faster(before, gemm())}
-        yield peak, [with_fraction(row, peak) for row in rows]
+        peak = faster(before, gemm())
+        yield name, peak, [with_fraction(row, peak) for row in rows]
 
 
 @contextmanager
@@ -283,21 +282,17 @@ def main() -> None:
         prepare()
         return
     end, about = time.perf_counter() + 60 * given.budget, setup(os.getloadavg()[0])
-    document = previous(given.out) if given.append else {"gemm": {}, "rows": []}
+    document = {"setup": about, "gemm": {}, "rows": []}
+    if given.append and given.out.exists():
+        document |= json.loads(given.out.read_text()) | {"setup": about}
     for index, session in enumerate(SESSIONS):
         if time.perf_counter() > end or (given.sessions and index not in given.sessions):
             continue
-        for peak, rows in measure(session, end):
-            document["gemm"][peak.pop("case")] = peak
+        for name, peak, rows in measure(session, end):
+            document["gemm"][name] = peak
             document["rows"] = merged(document["rows"], [{"session": index, **row} for row in rows])
             # after each case: whatever happens, what has been measured is there
-            given.out.write_text(json.dumps({"setup": about, **document}, indent=2) + "\n")
-
-
-def previous(path: Path) -> dict[str, Any]:
-    """The peaks and the rows of a file; none where there is no file."""
-    document = json.loads(path.read_text()) if path.exists() else {"gemm": {}, "rows": []}
-    return {name: document[name] for name in ("gemm", "rows")}
+            given.out.write_text(json.dumps(document, indent=2) + "\n")
 
 
 def merged(kept: Sequence[Answer], rows: Sequence[Answer]) -> list[Answer]:

@@ -13,7 +13,7 @@ WIDTH, OUT = 24, 40
 
 @pytest.fixture
 def model(tmp_path):
-    """Of ONNX text, whose W is float16 [WIDTH, OUT] and V float16 [OUT, WIDTH]; Wf and Vf are the same in float32."""
+    """Of ONNX nodes, whose W is float16 [WIDTH, OUT] and V float16 [OUT, WIDTH]; Wf and Vf are the same in float32."""
 
     def build(body):
         generator = np.random.default_rng(0)
