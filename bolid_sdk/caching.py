@@ -23,7 +23,7 @@ FEW = 8
 
 @dataclass(frozen=True)
 class Cadence:
-    """Full are the first `warm_up` steps, then one in `early`, in the second half one in `late`; with `last` the last."""
+    """Full: the first `warm_up` steps, then one in `early`, in the second half one in `late`; with `last` the last."""
 
     early: int
     late: int
