@@ -27,6 +27,7 @@ MODULES = {
 RUNTIME = {"click", "numpy", "onnxruntime", "PIL", "tqdm"}
 OPTIONAL = {
     "bolid_sdk.backends.ov": {"openvino"},
+    "bolid_sdk.backends.ov_upsampling": {"openvino"},
     "bolid_sdk.backends.ov_weights": {"openvino"},
     "bolid_sdk.backends.trt": {"tensorrt", "tensorrt_rtx", "cuda"},
     "bolid_sdk.serving": {"ray"},

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from bolid_sdk.backends import NO_ENGINES, Array, Backend, Engine, Loop, Tensor, wanted_outputs
 from bolid_sdk.backends.blobs import TRAILER_BYTES, Blobs, open_blobs
+from bolid_sdk.backends.ov_upsampling import split_upsamplers
 from bolid_sdk.backends.ov_weights import transpose_weights
 from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.contracts import GraphSpec
@@ -55,7 +56,7 @@ ONCE_A_PERSON = frozenset({"image_encoder"})
 
 PRECISIONS = ("bf16", "f32")
 
-RECIPE = 2
+RECIPE = 3
 """How graphs are prepared for OpenVINO: what another recipe compiled is not read from the cache."""
 
 TRIM_SECONDS = 0.05
@@ -294,6 +295,7 @@ def compile_static(core: Any, path: Path, shapes: Shapes, options: Mapping[str, 
     """The graph of an ONNX file, compiled for these shapes alone."""
     model = core.read_model(path)
     transpose_weights(model)
+    split_upsamplers(model)
     model.reshape({name: list(shape) for name, shape in shapes})
     return core.compile_model(model, "CPU", dict(options))
 

@@ -1,0 +1,102 @@
+"""An upsampler in parts draws what it drew as a whole; what only looks like one is left alone."""
+
+import numpy as np
+import openvino
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from bolid_sdk.backends.ov_upsampling import split_upsamplers
+
+IN, OUT = 6, 5
+RESIZE = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+CONV = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
+
+
+def upsampler(*, resize=RESIZE, conv=CONV, scales=(1, 1, 2, 2), bias=True, dtype=np.float16, relu=False):
+    """An OpenVINO model with weights of this type on disk and, before the convolution, a ReLU or nothing."""
+    generator = np.random.default_rng(0)
+    channels = IN // conv.get("group", 1)
+    constants = {
+        "W": generator.standard_normal((OUT, channels, *conv["kernel_shape"])),
+        "B": generator.standard_normal(OUT),
+    }
+    between = "positive" if relu else "large"
+    nodes = [
+        *(helper.make_node("Cast", [name], [f"{name}f"], to=TensorProto.FLOAT) for name in constants),
+        helper.make_node("Resize", ["x", "", "scales"], ["large"], **resize),
+        *([helper.make_node("Relu", ["large"], ["positive"])] if relu else []),
+        helper.make_node("Conv", [between, "Wf", *(["Bf"] if bias else [])], ["convolved"], **conv),
+        helper.make_node("Sigmoid", ["convolved"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "upsampler",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, IN, None, None])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [
+            *(numpy_helper.from_array(value.astype(dtype), name) for name, value in constants.items()),
+            numpy_helper.from_array(np.array(scales, np.float32), "scales"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    return openvino.Core().read_model(model.SerializeToString())
+
+
+def drawn(model, batch, height, width):
+    x = np.random.default_rng(1).standard_normal((batch, IN, height, width), np.float32)
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return compiled({"x": x})[0].copy()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 2),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    bias=st.booleans(),
+    dtype=st.sampled_from([np.float16, np.float32]),
+)
+def test_the_parts_draw_what_the_whole_drew(batch, height, width, bias, dtype):
+    changed = upsampler(bias=bias, dtype=dtype)
+    assert split_upsamplers(changed) == 1
+    expected = drawn(upsampler(bias=bias, dtype=dtype), batch, height, width)
+    assert expected.shape == (batch, OUT, 2 * height, 2 * width)
+    np.testing.assert_allclose(drawn(changed, batch, height, width), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_nothing_is_computed_at_the_doubled_size_any_more():
+    changed = upsampler()
+    split_upsamplers(changed)
+    kinds = [node.get_type_name() for node in changed.get_ordered_ops()]
+    kernels = [list(n.input_value(1).get_shape())[2:] for n in changed.get_ops() if n.get_type_name() == "Convolution"]
+    assert "Interpolate" not in kinds
+    assert kernels == [[2, 2]] * 4
+
+
+def test_what_was_split_is_split_once():
+    changed = upsampler()
+    assert [split_upsamplers(changed), split_upsamplers(changed)] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"resize": RESIZE | {"mode": "linear"}},
+        {"resize": RESIZE | {"nearest_mode": "ceil"}},
+        {"resize": RESIZE | {"coordinate_transformation_mode": "half_pixel"}},
+        {"scales": (1, 1, 3, 3)},
+        {"scales": (1, 1, 2, 1)},
+        {"conv": CONV | {"pads": [0, 0, 0, 0]}},
+        {"conv": CONV | {"strides": [2, 2]}},
+        {"conv": CONV | {"dilations": [2, 2], "pads": [2, 2, 2, 2]}},
+        {"conv": {"kernel_shape": [5, 5], "pads": [1, 1, 1, 1]}},
+        {"relu": True},
+    ],
+    ids=str,
+)
+def test_what_only_looks_like_an_upsampler_is_left_alone(other):
+    changed = upsampler(**other)
+    assert split_upsamplers(changed) == 0
+    np.testing.assert_array_equal(drawn(changed, 1, 4, 5), drawn(upsampler(**other), 1, 4, 5))
