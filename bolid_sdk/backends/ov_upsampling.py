@@ -40,14 +40,14 @@ def split_upsamplers(model: Any) -> int:
 
 def _interleaved_parts(small: Any, weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> Any:
     """The node [batch, out, 2 height, 2 width] for an output [batch, in, height, width]."""
+    dtype = small.get_element_type().to_dtype()
+    kernels = {parity: opset13.constant(sum_taps(weight, *parity).astype(dtype)) for parity in PARITIES}
     parts = [
-        opset13.convolution(
-            small, opset13.constant(sum_taps(weight, row, column)), [1, 1], [1 - row, 1 - column], [row, column], [1, 1]
-        )
-        for row, column in PARITIES
+        opset13.convolution(small, kernel, [1, 1], [1 - row, 1 - column], [row, column], [1, 1])
+        for (row, column), kernel in kernels.items()
     ]
     if bias is not None:
-        parts = [opset13.add(part, opset13.constant(bias)) for part in parts]
+        parts = [opset13.add(part, opset13.constant(bias.astype(dtype))) for part in parts]
     return opset13.depth_to_space(opset13.concat(parts, 1), "blocks_first", 2)
 
 

@@ -14,8 +14,11 @@ RESIZE = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "ne
 CONV = {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}
 
 
-def upsampler(*, resize=RESIZE, conv=CONV, scales=(1, 1, 2, 2), bias=True, dtype=np.float16, relu=False):
-    """An OpenVINO model with weights of this type on disk and, before the convolution, a ReLU or nothing."""
+def upsampler(*, resize=RESIZE, conv=CONV, scales=(1, 1, 2, 2), bias=True, dtype=np.float16, half=False, relu=False):
+    """An OpenVINO model with weights of this type on disk and, before the convolution, a ReLU or nothing.
+
+    half: whether the convolution is of float16 numbers, as in a bundle for GPUs; else they are float32.
+    """
     generator = np.random.default_rng(0)
     channels = IN // conv.get("group", 1)
     constants = {
@@ -23,12 +26,14 @@ def upsampler(*, resize=RESIZE, conv=CONV, scales=(1, 1, 2, 2), bias=True, dtype
         "B": generator.standard_normal(OUT),
     }
     between = "positive" if relu else "large"
+    computed = TensorProto.FLOAT16 if half else TensorProto.FLOAT
     nodes = [
-        *(helper.make_node("Cast", [name], [f"{name}f"], to=TensorProto.FLOAT) for name in constants),
-        helper.make_node("Resize", ["x", "", "scales"], ["large"], **resize),
+        *(helper.make_node("Cast", [name], [f"{name}f"], to=computed) for name in ("x", *constants)),
+        helper.make_node("Resize", ["xf", "", "scales"], ["large"], **resize),
         *([helper.make_node("Relu", ["large"], ["positive"])] if relu else []),
         helper.make_node("Conv", [between, "Wf", *(["Bf"] if bias else [])], ["convolved"], **conv),
-        helper.make_node("Sigmoid", ["convolved"], ["y"]),
+        helper.make_node("Sigmoid", ["convolved"], ["bounded"]),
+        helper.make_node("Cast", ["bounded"], ["y"], to=TensorProto.FLOAT),
     ]
     graph = helper.make_graph(
         nodes,
@@ -64,6 +69,12 @@ def test_the_parts_draw_what_the_whole_drew(batch, height, width, bias, dtype):
     expected = drawn(upsampler(bias=bias, dtype=dtype), batch, height, width)
     assert expected.shape == (batch, OUT, 2 * height, 2 * width)
     np.testing.assert_allclose(drawn(changed, batch, height, width), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_float16_stays_float16():
+    changed = upsampler(half=True)
+    assert split_upsamplers(changed) == 1
+    np.testing.assert_allclose(drawn(changed, 1, 6, 7), drawn(upsampler(half=True), 1, 6, 7), atol=4e-3)
 
 
 def test_nothing_is_computed_at_the_doubled_size_any_more():
