@@ -15,7 +15,7 @@ from bolid_export.sources import default_checkpoint, model_sizes, open_source
 from bolid_export.verification.runtimes import BFLOAT16, OPENVINO, Runtime, open_runtime
 from bolid_export.verify import LIMITS, Limits, VerificationError, require_passed
 from bolid_sdk import backends
-from bolid_sdk.backends import ov
+from bolid_sdk.backends import ov, ov_compiler
 from bolid_sdk.backends.ov import PIXEL_GRAPHS
 from bolid_sdk.bundle import Bundle, open_bundle
 from bolid_sdk.contracts import graph_specs
@@ -143,7 +143,7 @@ def test_a_first_picture_compiles_nothing(monkeypatch):
     names = to_openvino.compile_ahead(bundle, stages.append)
     assert stages == [f"compiling {name}" for name in names]
     assert set(bundle.manifest.graphs) - set(names) == {"vae_encoder", "denoiser_shallow"}
-    monkeypatch.setattr(ov.OvCompiler, "_write", None)
+    monkeypatch.setattr(ov_compiler.OvCompiler, "_write", None)
     Generator(backend="openvino")(ROOT / "examples" / "ref.png", "standing on a beach", seed=7)
 
 

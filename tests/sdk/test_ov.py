@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from bolid_sdk.backends import open_backend, ov
+from bolid_sdk.backends import open_backend, ov, ov_compiler
 from bolid_sdk.backends.ov import PIXEL_GRAPHS
 from bolid_sdk.bundle import open_bundle
 from bolid_sdk.errors import BackendError, BundleError, InputError
@@ -117,7 +117,7 @@ def test_compiled_graphs_are_kept_and_damage_is_survived(cache, tiny_bundle):
 
 def test_the_second_start_compiles_nothing(tiny_bundle, monkeypatch):
     expected = load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents())["pixels"]
-    monkeypatch.setattr(ov, "compile_static", None)
+    monkeypatch.setattr(ov_compiler, "compile_static", None)
     assert np.array_equal(load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents())["pixels"], expected)
 
 
@@ -129,7 +129,7 @@ def test_the_second_start_reads_back_every_graph_of_the_embedded_bundle(monkeypa
     """Each blob ends in other bytes, and OpenVINO has refused some with what follows them."""
     picture = {"seed": 7, "pose": None}
     expected = np.asarray(Generator(backend="openvino")(ROOT / "examples" / "ref.png", "on a beach", **picture).image)
-    monkeypatch.setattr(ov.OvCompiler, "_write", refuse_to_compile)
+    monkeypatch.setattr(ov_compiler.OvCompiler, "_write", refuse_to_compile)
     again = Generator(backend="openvino")(ROOT / "examples" / "ref.png", "on a beach", **picture)
     assert np.array_equal(np.asarray(again.image), expected)
 
@@ -150,8 +150,8 @@ def test_changed_weights_are_another_graph(tiny_bundle, tmp_path):
 
 def test_a_large_graph_is_compiled_by_another_process(tiny_bundle, monkeypatch):
     expected = load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents(batch=2))["pixels"]
-    monkeypatch.setattr(ov, "COMPILED_ELSEWHERE", 0)
-    monkeypatch.setattr(ov, "compile_static", None)
+    monkeypatch.setattr(ov_compiler, "COMPILED_ELSEWHERE", 0)
+    monkeypatch.setattr(ov_compiler, "compile_static", None)
     # another size, so that the cache has nothing for it
     found = load(open_backend("openvino"), tiny_bundle, "vae_decoder").run(latents(batch=1))["pixels"]
     single = {"latents": latents(batch=2)["latents"][:1]}
@@ -161,7 +161,7 @@ def test_a_large_graph_is_compiled_by_another_process(tiny_bundle, monkeypatch):
 
 
 def test_a_failing_process_is_an_error_with_its_reason(tiny_bundle, monkeypatch):
-    monkeypatch.setattr(ov, "COMPILED_ELSEWHERE", 0)
+    monkeypatch.setattr(ov_compiler, "COMPILED_ELSEWHERE", 0)
     engine = load(open_backend("openvino"), tiny_bundle, "vae_decoder")
     with pytest.raises(BackendError, match="cannot compile vae_decoder"):
         engine.run({"latents": np.zeros((1, 5, 4, 4), np.float32)})
