@@ -19,7 +19,7 @@ from typing import Any
 import environments
 import gated
 from protocol import Request
-from systems import DENOISER_GFLOP, HERE, RUNS, SESSIONS, Session, System
+from systems import DENOISER_GFLOP, HERE, RUNS, SESSIONS, TOKENS_GFLOP, Session, System
 
 RESULTS = HERE.parent / "results" / "cpu.json"
 LOGS = RUNS / "peers" / "logs"
@@ -210,14 +210,16 @@ def gates(system: System, case: Request) -> dict[str, Any]:
 
 
 def stages(system: System, case: Request, answers: list[Answer]) -> dict[str, Any]:
-    """Ours tells where the time went, hence what the denoiser reaches where every step runs all of it."""
+    """Ours tells where the time went, hence what the bf16 denoiser reaches where every step runs all of it."""
     if system.applied is None or "stages" not in answers[0]:
         return {}
     found = {name: round(median(a["stages"][name] for a in answers), 4) for name in answers[-1]["stages"]}
     plan = system.applied.plan(case.steps, case.guidance)
-    if case.size not in DENOISER_GFLOP or not found.get("denoise") or not all(full for full, _ in plan):
+    counted = case.size in DENOISER_GFLOP and (system.applied.backend, system.applied.precision) == ("openvino", "fp32")
+    if not counted or not found.get("denoise") or not all(full for full, _ in plan):
         return {"stages": found}
-    work = DENOISER_GFLOP[case.size] * case.batch * sum(branches for _, branches in plan)
+    branches = [branches for _, branches in plan]
+    work = case.batch * (DENOISER_GFLOP[case.size] * sum(branches) + TOKENS_GFLOP * max(branches))
     return {"stages": found, "denoiser_gflops": round(work / found["denoise"])}
 
 
@@ -239,8 +241,7 @@ def faster(before: Answer, after: Answer) -> Answer:
 
 def with_fraction(row: Answer, peak: Answer) -> Answer:
     """`denoiser_of_peak`: what the bf16 denoiser reaches of the processor's matrix products in the same minutes."""
-    applied = row.get("applied") or {}
-    if "denoiser_gflops" not in row or (applied["backend"], applied["precision"]) != ("openvino", "fp32"):
+    if "denoiser_gflops" not in row:
         return row
     return {**row, "denoiser_of_peak": round(row["denoiser_gflops"] / peak["bf16_gflops"], 3)}
 

@@ -128,14 +128,18 @@ class OvCompiler:
 
 def compile_static(core: Any, path: Path, part: Part, shapes: Shapes, options: Mapping[str, Any]) -> Any:
     """The graph of an ONNX file, or this part of it, compiled for these shapes alone."""
-    model = core.read_model(path)
+    return core.compile_model(prepare(core.read_model(path), part, shapes), "CPU", dict(options))
+
+
+def prepare(model: Any, part: Part, shapes: Shapes) -> Any:
+    """What is compiled of an OpenVINO model, which is used up: this part, of these shapes, without needless work."""
     model.reshape({name: list(shape) for name, shape in shapes})
     if part != "whole":
         once, step = split_invariants(model, TOKENS)
         model = once if part == "once" else step
     transpose_weights(model)
     split_upsamplers(model)
-    return core.compile_model(model, "CPU", dict(options))
+    return model
 
 
 def _store(compiled: Any, blob: Path, blobs: Blobs) -> None:
