@@ -1,8 +1,8 @@
 """Arithmetic of a bundle's denoiser: python arithmetic.py BUNDLE [SIZE ...], GFLOP of one picture and one branch.
 
 Counted in what `bolid_sdk.backends.ov_compiler` compiles of it: two for each multiply-add of its matrix products,
-attention's among them, and of its convolutions. As exported, a step of SD1.5 with identity and image prompt has 181.7 at
-256 px and 806.0 at 512. What is often quoted for SD1.5, 677 at 512 px, is without the products inside attention.
+attention's among them, and of its convolutions. As exported, a step of SD1.5 with identity and image prompt has 181.7
+at 256 px and 806.0 at 512. What is often quoted for SD1.5, 677 at 512 px, is without the products inside attention.
 """
 
 import math

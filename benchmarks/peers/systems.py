@@ -11,8 +11,8 @@ from protocol import Request
 HERE = Path(__file__).parent
 RUNS = HERE.parents[1] / "runs"
 
-# SD1.5's denoiser with identity, image prompt and pose as OpenVINO runs it in bfloat16, for one picture and one branch, in
-# GFLOP, by the side in pixels: each step, and what tokens need once. Counted by arithmetic.py.
+# SD1.5's denoiser with identity, image prompt and pose as OpenVINO runs it in bfloat16, for one picture and one branch,
+# in GFLOP, by the side in pixels: each step, and what tokens need once. Counted by arithmetic.py.
 DENOISER_GFLOP = {256: 168.1, 512: 764.1}
 TOKENS_GFLOP = 4.2
 
