@@ -63,6 +63,7 @@ class OvLoop:
     def __init__(self, engine: OvEngine, constants: Mapping[str, Array], outputs: Collection[str]) -> None:
         self._engine, self._outputs = engine, outputs
         self._held = {name: _share(array) for name, array in constants.items()}
+        self._unset: dict[str, OvTensor] = {}  # what the request has not been told yet: a run may fail before
         self._compiled: Compiled | None = None
         self._request: Any = None
         self._spares: list[Any] = []
@@ -71,9 +72,10 @@ class OvLoop:
         """Raises InputError for missing or unknown inputs, BackendError for shapes and types that do not fit."""
         changed = {name: value if isinstance(value, OvTensor) else _share(value) for name, value in inputs.items()}
         self._held |= changed
+        self._unset |= changed
         try:
             compiled = self._engine.compiled(self._held)
-            self._prepare(compiled, changed)
+            self._prepare(compiled)
             wanted = [port for port in compiled.step.outputs if port.any_name in self._outputs]
             outputs = {port.any_name: self._bind_output(port) for port in wanted}
             self._request.infer()
@@ -83,18 +85,19 @@ class OvLoop:
             self._spares.append(outputs[RECYCLED_OUTPUT])
         return {name: OvTensor(value) for name, value in outputs.items()}
 
-    def _prepare(self, compiled: Compiled, changed: Mapping[str, OvTensor]) -> None:
+    def _prepare(self, compiled: Compiled) -> None:
         """Sets the inputs that have changed, and what is computed of them."""
         if compiled is not self._compiled:
             self._compiled, self._request, self._spares = compiled, compiled.step.create_infer_request(), []
-            changed = self._held
-        _set_inputs(self._request, compiled.step, changed)
-        if compiled.once is not None and any(port.get_names() & changed.keys() for port in compiled.once.inputs):
+            self._unset = dict(self._held)
+        _set_inputs(self._request, compiled.step, self._unset)
+        if compiled.once is not None and any(port.get_names() & self._unset.keys() for port in compiled.once.inputs):
             request = compiled.once.create_infer_request()
             _set_inputs(request, compiled.once, self._held)
             request.infer()
             for port in compiled.once.outputs:
                 self._request.set_tensor(port.any_name, request.get_tensor(port))
+        self._unset = {}
 
     def _bind_output(self, port: Any) -> Any:
         recycled = port.any_name == RECYCLED_OUTPUT and len(self._spares) == 2

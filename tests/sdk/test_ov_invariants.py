@@ -8,6 +8,7 @@ from bolid_sdk.backends import open_backend, ov, ov_compiler
 from bolid_sdk.backends.ov_compiler import TOKENS
 from bolid_sdk.backends.ov_invariants import split_invariants
 from bolid_sdk.bundle import open_bundle
+from bolid_sdk.errors import InputError
 
 BUNDLE = open_bundle()
 DENOISER = BUNDLE.manifest.graphs["denoiser"]
@@ -55,6 +56,18 @@ def test_changed_tokens_are_read_again(monkeypatch, inputs):
     second = loop.run(others | changed)["x0"].numpy()
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(second, engine(monkeypatch, tokens_once=True).run(inputs | changed)["x0"])
+
+
+def test_tokens_of_a_run_that_failed_are_not_forgotten(monkeypatch, inputs):
+    tokens, others = halves(inputs)
+    loop = engine(monkeypatch, tokens_once=True).bind(tokens)
+    loop.run(others)
+    changed = {"identity_tokens": tokens["identity_tokens"] + 1}
+    with pytest.raises(InputError):
+        loop.run(others | changed | {"nobody_knows_it": others["timestep"]})
+    del loop._held["nobody_knows_it"]
+    found = loop.run(others)["x0"].numpy()
+    np.testing.assert_array_equal(found, engine(monkeypatch, tokens_once=True).run(inputs | changed)["x0"])
 
 
 def test_four_steps_read_the_tokens_once(monkeypatch, inputs):

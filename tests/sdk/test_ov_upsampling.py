@@ -20,9 +20,8 @@ def upsampler(*, resize=RESIZE, conv=CONV, scales=(1, 1, 2, 2), bias=True, dtype
     half: whether the convolution is of float16 numbers, as in a bundle for GPUs; else they are float32.
     """
     generator = np.random.default_rng(0)
-    channels = IN // conv.get("group", 1)
     constants = {
-        "W": generator.standard_normal((OUT, channels, *conv["kernel_shape"])),
+        "W": generator.standard_normal((OUT, IN, *conv["kernel_shape"])),
         "B": generator.standard_normal(OUT),
     }
     between = "positive" if relu else "large"
