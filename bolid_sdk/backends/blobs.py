@@ -74,7 +74,7 @@ class Blobs:
 
     def _digest(self, file: Path) -> str:
         status = file.stat()
-        if status.st_size < 1 << 24:
+        if status.st_size < 1 << 27:
             return _sha256(file)
         identity = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
         memory = self.folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.sha256"
