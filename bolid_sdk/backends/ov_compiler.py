@@ -42,7 +42,7 @@ TOKENS = frozenset({"encoder_hidden_states", "identity_tokens", "image_tokens"})
 
 TOKENS_ONCE = 1 << 26
 """Bytes of a stepped graph on disk from which on what it makes of its tokens is worth a graph of its own. At 256 px
-that is 12 of 434 ms a step in bfloat16, 12 of 299 in int8, of SD1.5; of the embedded model less than a run costs."""
+that is 12 of 434 ms a step in bfloat16, 12 of 299 in int8, of SD1.5; of the embedded model nothing that shows."""
 
 RECIPE = 4
 """How graphs are prepared for OpenVINO: what another recipe compiled is not read from the cache."""
