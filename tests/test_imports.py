@@ -28,7 +28,9 @@ RUNTIME = {"click", "numpy", "onnxruntime", "PIL", "tqdm"}
 OPTIONAL = {
     "bolid_sdk.backends.ov": {"openvino"},
     "bolid_sdk.backends.ov_compiler": {"openvino"},
+    "bolid_sdk.backends.ov_geglu": {"openvino"},
     "bolid_sdk.backends.ov_invariants": {"openvino"},
+    "bolid_sdk.backends.ov_transposition": {"openvino"},
     "bolid_sdk.backends.ov_upsampling": {"openvino"},
     "bolid_sdk.backends.ov_weights": {"openvino"},
     "bolid_sdk.backends.trt": {"tensorrt", "tensorrt_rtx", "cuda"},

@@ -23,9 +23,10 @@ import numpy as np
 import openvino as ov
 
 from bolid_sdk.backends.blobs import TRAILER_BYTES, Blobs
+from bolid_sdk.backends.ov_geglu import split_geglu
 from bolid_sdk.backends.ov_invariants import split_invariants
+from bolid_sdk.backends.ov_transposition import transpose_weights
 from bolid_sdk.backends.ov_upsampling import split_upsamplers
-from bolid_sdk.backends.ov_weights import transpose_weights
 from bolid_sdk.contracts import GraphSpec
 from bolid_sdk.errors import BackendError, BundleError, OutputError
 
@@ -44,7 +45,7 @@ TOKENS_ONCE = 1 << 26
 """Bytes of a stepped graph on disk from which on what it makes of its tokens is worth a graph of its own. At 256 px
 that is 12 of 434 ms a step in bfloat16, 12 of 299 in int8, of SD1.5; of the embedded model nothing that shows."""
 
-RECIPE = 4
+RECIPE = 5
 """How graphs are prepared for OpenVINO: what another recipe compiled is not read from the cache."""
 
 TRIM_SECONDS = 0.05
@@ -138,6 +139,7 @@ def prepare(model: Any, part: Part, shapes: Shapes) -> Any:
         once, step = split_invariants(model, TOKENS)
         model = once if part == "once" else step
     transpose_weights(model)
+    split_geglu(model)
     split_upsamplers(model)
     return model
 

@@ -2,16 +2,19 @@
 
 After a doubling by nearest neighbours a 3x3 convolution reads 2x2 different pixels, most of them more than once. So the
 even and the odd rows and columns of its output are four 2x2 convolutions of the picture before the doubling, whose taps
-are sums of the nine (sub-pixel convolution, arXiv 1609.05158), interleaved.
+are sums of the nine (sub-pixel convolution, arXiv 1609.05158), interleaved. Sums of int8 taps are rounded again.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from openvino import opset13
+
+from bolid_sdk.backends.ov_weights import Weight, quantised, read_bias, read_weight, readers
 
 TAPS = (((0,), (1, 2)), ((0, 1), (2,)))
 """By parity of the output's row (or column): which of the three taps meet the first and the second pixel."""
@@ -24,37 +27,71 @@ SAME_3X3 = {"strides": [1, 1], "dilations": [1, 1], "pads_begin": [1, 1], "pads_
 DOUBLED = [1.0, 1.0, 2.0, 2.0]
 
 
+@dataclass(frozen=True)
+class Upsampler:
+    """`reader` is the input that is given the doubled picture: the `convolution`'s, or its quantisation's."""
+
+    convolution: Any
+    reader: Any
+    weight: Weight
+
+    def interleaved(self, bias: NDArray[np.float32] | None) -> Any:
+        """The node [batch, out, 2 height, 2 width] for a convolution that is given [batch, in, height, width]."""
+        given = self.convolution.input_value(0)
+        parts = [
+            opset13.convolution(given, self._kernel(row, column), [1, 1], [1 - row, 1 - column], [row, column], [1, 1])
+            for row, column in PARITIES
+        ]
+        if bias is not None:
+            shaped = opset13.constant(bias.reshape(1, -1, 1, 1).astype(given.get_element_type().to_dtype()))
+            parts = [opset13.add(part, shaped) for part in parts]
+        return opset13.depth_to_space(opset13.concat(parts, 1), "blocks_first", 2)
+
+    def _kernel(self, row: int, column: int) -> Any:
+        taps = sum_taps(self.weight.floats, row, column)
+        if self.weight.scale is not None:
+            return quantised(taps).node()
+        return opset13.constant(taps.astype(self.convolution.get_element_type().to_dtype()))
+
+
 def split_upsamplers(model: Any) -> int:
-    """Of an OpenVINO model with floating-point constants, in place. Returns how many there were."""
-    convolutions = [node for node in model.get_ops() if node.get_type_name() == "Convolution"]
-    upsamplers = [node for node in convolutions if _is_doubled(node.input_value(0)) and _weight(node) is not None]
-    for convolution in upsamplers:
-        end, bias = _bias(convolution)
-        small = convolution.input_value(0).get_node().input_value(0)
-        interleaved = _interleaved_parts(small, _weight(convolution).data.astype(np.float32), bias)
+    """Of an OpenVINO model, in place. Returns how many there were."""
+    found = [upsampler for upsampler in map(_upsampler, model.get_ops()) if upsampler is not None]
+    for upsampler in found:
+        end, bias = read_bias(upsampler.convolution, len(upsampler.weight.values))
+        upsampler.reader.replace_source_output(upsampler.reader.get_source_output().get_node().input_value(0))
+        interleaved = upsampler.interleaved(bias)
         interleaved.set_friendly_name(end.get_friendly_name())
         end.output(0).replace(interleaved.output(0))
     model.validate_nodes_and_infer_types()
-    return len(upsamplers)
-
-
-def _interleaved_parts(small: Any, weight: NDArray[np.float32], bias: NDArray[np.float32] | None) -> Any:
-    """The node [batch, out, 2 height, 2 width] for an output [batch, in, height, width]."""
-    dtype = small.get_element_type().to_dtype()
-    kernels = {parity: opset13.constant(sum_taps(weight, *parity).astype(dtype)) for parity in PARITIES}
-    parts = [
-        opset13.convolution(small, kernel, [1, 1], [1 - row, 1 - column], [row, column], [1, 1])
-        for (row, column), kernel in kernels.items()
-    ]
-    if bias is not None:
-        parts = [opset13.add(part, opset13.constant(bias.astype(dtype))) for part in parts]
-    return opset13.depth_to_space(opset13.concat(parts, 1), "blocks_first", 2)
+    return len(found)
 
 
 def sum_taps(weight: NDArray[np.float32], row: int, column: int) -> NDArray[np.float32]:
     """What of a [out, in, 3, 3] meets each of the 2x2 pixels, for output pixels of this parity: [out, in, 2, 2]."""
     rows = np.stack([weight[:, :, taps, :].sum(2) for taps in TAPS[row]], axis=2)
     return np.stack([rows[..., taps].sum(3) for taps in TAPS[column]], axis=3)
+
+
+def _upsampler(convolution: Any) -> Upsampler | None:
+    """None where it is no 3x3 convolution of twice a picture that keeps the size."""
+    if convolution.get_type_name() != "Convolution":
+        return None
+    attributes, weight = convolution.get_attributes(), read_weight(convolution.input_value(1))
+    if {name: attributes[name] for name in SAME_3X3} != SAME_3X3 or weight is None:
+        return None
+    reader = convolution.input(0) if weight.scale is None else _quantisation(convolution)
+    doubled = weight.values.shape[2:] == (3, 3) and reader is not None and _is_doubled(reader.get_source_output())
+    return Upsampler(convolution, reader, weight) if doubled else None
+
+
+def _quantisation(convolution: Any) -> Any:
+    """The input that is rounded for this convolution alone; None where there is none. Rounding keeps equal pixels."""
+    node = convolution.input_value(0).get_node()
+    while node.get_type_name() in ("Multiply", "Subtract", "Convert") and readers(node) == 1:
+        node = node.input_value(0).get_node()
+    alone = node.get_type_name() == "FakeQuantize" and readers(node) == 1
+    return node.input(0) if alone else None
 
 
 def _is_doubled(value: Any) -> bool:
@@ -67,32 +104,3 @@ def _is_doubled(value: Any) -> bool:
     unpadded = not any((*attributes["pads_begin"], *attributes["pads_end"]))
     scaled = attributes["shape_calculation_mode"] == "scales" and scales.get_type_name() == "Constant"
     return nearest and unpadded and scaled and attributes["nearest_mode"] == "floor" and list(scales.data) == DOUBLED
-
-
-def _weight(convolution: Any) -> Any:
-    """The constant [out, in, 3, 3] of a convolution that keeps the size; None where there is no such."""
-    attributes = convolution.get_attributes()
-    constant = _behind(convolution.input_value(1).get_node(), "Convert")
-    if constant.get_type_name() != "Constant" or constant.data.dtype not in (np.float16, np.float32):
-        return None
-    same = {name: attributes[name] for name in SAME_3X3} == SAME_3X3 and constant.data.shape[2:] == (3, 3)
-    return constant if same else None
-
-
-def _bias(convolution: Any) -> tuple[Any, NDArray[np.float32] | None]:
-    """The node after which a bias [1, out, 1, 1] is in, and the bias; the convolution and None where it has none.
-
-    ONNX's bias is read as an Add of the constant [out] in a shape that is told from the convolution's own.
-    """
-    out = convolution.input_value(1).get_shape()[0]
-    for add in (reader.get_node() for reader in convolution.output(0).get_target_inputs()):
-        if add.get_type_name() == "Add":
-            bias = _behind(_behind(add.input_value(1).get_node(), "Reshape"), "Convert")
-            if bias.get_type_name() == "Constant" and bias.data.shape == (out,):
-                return add, bias.data.astype(np.float32).reshape(1, out, 1, 1)
-    return convolution, None
-
-
-def _behind(node: Any, kind: str) -> Any:
-    """What a node of this kind is given first; the node itself where it is of another."""
-    return node.input_value(0).get_node() if node.get_type_name() == kind else node

@@ -6,7 +6,7 @@ import openvino
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bolid_sdk.backends.ov_weights import transpose_weights
+from bolid_sdk.backends.ov_transposition import transpose_weights
 
 WIDTH, OUT = 24, 40
 
