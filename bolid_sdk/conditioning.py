@@ -13,12 +13,13 @@ from numpy.typing import ArrayLike
 from PIL import Image
 
 from bolid_sdk.backends import Array
+from bolid_sdk.blank import blank_patch_tokens
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.contracts import KEYPOINTS, Sizes
 from bolid_sdk.errors import InputError
 from bolid_sdk.face_map import draw_face_map
 from bolid_sdk.graphs import Graphs
-from bolid_sdk.identity import blank_patch_tokens, unconditional_tokens
+from bolid_sdk.identity import unconditional_tokens
 from bolid_sdk.images import FloatArray, crop_resize, normalise
 from bolid_sdk.kept import Kept
 from bolid_sdk.loras import LoraStack
@@ -100,7 +101,7 @@ class Conditioner:
 
     @cached_property
     def _no_image(self) -> FloatArray:
-        return self._project(blank_patch_tokens(self._graphs, self._sizes))
+        return self._project(blank_patch_tokens(self._graphs, self._bundle))
 
     def tokenize(self, prompts: Sequence[str]) -> dict[str, TokenizedPrompt]:
         """What the (first) tokenizer says of each different prompt."""

@@ -183,9 +183,10 @@ class Generator:
         strangers = any(not isinstance(person, Identity) for person, _ in requests)
         prompted = options.image_prompt is not None
         nobody = options.sampling.branches == 2
+        blank = nobody and self.bundle.manifest.encodes_nobody
         wanted = {
             "pose_estimator": strangers or finds_pose,
-            "image_encoder": strangers or nobody or prompted,
+            "image_encoder": strangers or blank or prompted,
             "identity_encoder": strangers or nobody,
             "denoiser": True,
             "denoiser_shallow": options.sampling.caching != "off",

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bolid_sdk.blank import blank_patch_tokens
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.contracts import KEYPOINTS, Sizes
 from bolid_sdk.errors import IdentityFileError, InputError, Notice
@@ -24,7 +25,7 @@ from bolid_sdk.parts import centre_box, part_boxes
 from bolid_sdk.pose import Pose, detect_pose
 from bolid_sdk.sampling import check_finite
 
-__all__ = ["Identity", "blank_patch_tokens", "identify", "part_boxes", "unconditional_tokens"]
+__all__ = ["Identity", "identify", "part_boxes", "unconditional_tokens"]
 
 MAX_REFERENCES = 16
 MAX_FILE_BYTES = 64 * 1024 * 1024
@@ -114,17 +115,8 @@ def _from_faces(graphs: Graphs, bundle: Bundle, references: References) -> Ident
 def unconditional_tokens(graphs: Graphs, bundle: Bundle) -> FloatArray:
     """The tokens [N, C] of nobody: of a blank picture in all parts."""
     sizes = bundle.manifest.sizes
-    blank = blank_patch_tokens(graphs, sizes)
+    blank = blank_patch_tokens(graphs, bundle)
     return _identity_tokens(graphs, np.repeat(blank, sizes.parts, axis=0), sizes, nobodys_face(sizes))
-
-
-def blank_patch_tokens(graphs: Graphs, sizes: Sizes) -> FloatArray:
-    """What the unconditional branch sees, [1, P, D]: the patch tokens of a picture that is zero after normalisation
-    (IP-Adapter-Plus), or, of a pooled embedding, zeros (IP-Adapter)."""
-    if sizes.patch_tokens == 1:
-        return np.zeros((1, 1, sizes.patch_width), np.float32)
-    pixels = np.zeros((1, 3, sizes.image_size, sizes.image_size), np.float32)
-    return np.asarray(graphs["image_encoder"].run({"pixels": pixels})["patch_tokens"], np.float32)
 
 
 def _identity_tokens(

@@ -87,6 +87,9 @@ class Manifest:
     files: Mapping[str, FileEntry] = field(default_factory=dict)
     golden: str | None = None
     """An .npz of stored inputs and outputs, `<graph>/inputs/<name>` and `<graph>/outputs/<name>`, for bolid-doctor."""
+    blank_patch_tokens: str | None = None
+    """A .npy, float32 [1, P, D], of what the image encoder sees in a blank picture, which guidance needs; without one
+    it is encoded."""
     sources: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     verification: Mapping[str, Any] = field(default_factory=dict)
@@ -96,6 +99,11 @@ class Manifest:
         """By the text encoder's input."""
         second = {"input_ids_2": self.tokenizer_2} if self.tokenizer_2 else {}
         return {"input_ids": self.tokenizer, **second}
+
+    @property
+    def encodes_nobody(self) -> bool:
+        """Whether the image encoder has to run for the unconditional branch."""
+        return self.sizes.patch_tokens > 1 and self.blank_patch_tokens is None
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -133,6 +141,8 @@ class Manifest:
             **({"zero_unconditional": True} if self.zero_unconditional else {}),
             "graphs": {name: graph.to_dict() for name, graph in self.graphs.items()},
             "golden": self.golden,
+            # manifests of before there were any stay as they were
+            **({"blank_patch_tokens": self.blank_patch_tokens} if self.blank_patch_tokens else {}),
             "files": {name: asdict(entry) for name, entry in sorted(self.files.items())},
             "sources": dict(self.sources),
             "tools": dict(self.tools),
@@ -209,7 +219,8 @@ class Manifest:
         graphs = [file for graph in self.graphs.values() for file in graph.files]
         engines = [engine.file for graph in self.graphs.values() for engine in graph.engines.values()]
         tokenizers = [tokenizer.file for tokenizer in self.tokenizers.values()]
-        return [*graphs, *engines, *tokenizers, *([self.golden] if self.golden else [])]
+        arrays = [file for file in (self.golden, self.blank_patch_tokens) if file]
+        return [*graphs, *engines, *tokenizers, *arrays]
 
 
 def capabilities(graphs: Collection[str], sizes: Sizes) -> tuple[str, ...]:

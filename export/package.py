@@ -24,6 +24,7 @@ from bolid_training.model.schedulers import sampler_name, without_noise
 
 TOOLS = ("bolid-sdk", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
 GOLDEN, TOKENIZER, TOKENIZER_2, REPORT = "golden.npz", "tokenizer.json", "tokenizer_2.json", "report.md"
+BLANK = "blank_patch_tokens.npy"
 
 
 def noise_schedule(checkpoint: Model) -> NoiseSchedule:
@@ -64,6 +65,14 @@ def save_golden(records: Mapping[str, list[Record]], file: Path) -> Path:
             arrays |= {f"{graph}/{kind}/{name}": array for name, array in tensors.items()}
     np.savez_compressed(file, **arrays)
     return file
+
+
+def save_blank(records: Mapping[str, list[Record]], sizes: Sizes, folder: Path) -> None:
+    """What the image encoder saw in a blank picture, from PyTorch, where guidance needs that."""
+    if sizes.patch_tokens > 1:
+        last = records["image_encoder"][-1]
+        blank = [not pixels.any() for pixels in last.inputs["pixels"]].index(True)
+        np.save(folder / BLANK, last.outputs["patch_tokens"][blank : blank + 1].astype(np.float32))
 
 
 def save_tokenizers(checkpoint: Model, sizes: Sizes, folder: Path) -> None:
@@ -116,6 +125,7 @@ def build_manifest(
         pose_threshold=checkpoint.config.pose_threshold,
         latent={"scaling_factor": vae.scaling_factor, "shift_factor": vae.get("shift_factor") or 0.0},
         golden=GOLDEN,
+        blank_patch_tokens=BLANK if BLANK in files else None,
         sources={
             "checkpoint": source.name,
             "files": source.hashes,

@@ -25,6 +25,7 @@ from bolid_export.package import (
     bundle_files,
     default_sampling,
     noise_schedule,
+    save_blank,
     save_golden,
     save_tokenizers,
     verified_sampling,
@@ -323,6 +324,7 @@ def _package(
     specs = {name: graph.spec for name, graph in graphs.items()}
     weights = {name: sum(file.stat().st_size for file in folder.glob(f"{name}.onnx*")) for name in specs}
     save_golden(calibration.records, folder / GOLDEN)
+    save_blank(calibration.records, model_sizes(source.checkpoint), folder)
     save_tokenizers(source.checkpoint, model_sizes(source.checkpoint), folder)
     text = report(source.name, target.precision, checked, weights)
     if target.engines:

@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from bolid_export.pipeline import Target, export_bundle, stage_count
 from bolid_export.sources import model_sizes
 from bolid_export.verification.metrics import psnr
 from bolid_export.verification.torch_engine import Record
+from bolid_sdk.backends import open_backend
+from bolid_sdk.blank import blank_patch_tokens
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.contracts import graph_specs
 from bolid_sdk.doctor import diagnose
+from bolid_sdk.graphs import Graphs
 from bolid_sdk.prompt import PromptTokenizer
 
 
@@ -32,6 +36,19 @@ def test_the_manifest_tells_where_the_bundle_comes_from(fp16_bundle, checkpoint,
     assert manifest.tools["torch"] == torch.__version__
     assert str(model_folder.parent) not in (fp16_bundle.path / "manifest.json").read_text()
     assert np.isclose(manifest.noise_schedule.alphas_cumprod, checkpoint.scheduler.alphas_cumprod, rtol=1e-4).all()
+
+
+def test_nobody_is_stored_as_the_image_encoder_sees_a_blank_picture(fp16_bundle):
+    """Exported from PyTorch, and the same as the bundle's own encoder would tell."""
+    graphs = Graphs(fp16_bundle, open_backend("onnxruntime", "cpu"))
+    stored = blank_patch_tokens(graphs, fp16_bundle)
+    encoded = blank_patch_tokens(graphs, without_blank(fp16_bundle))
+    assert stored.shape == encoded.shape
+    assert np.linalg.norm(stored - encoded) < 1e-2 * np.linalg.norm(encoded)
+
+
+def without_blank(bundle):
+    return replace(bundle, manifest=replace(bundle.manifest, blank_patch_tokens=None))
 
 
 def test_the_report_names_gates_and_islands(fp16_bundle):

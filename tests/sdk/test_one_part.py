@@ -62,6 +62,7 @@ class IdentityEncoder:
 def room(sizes):
     """Engines by name and the bundle that they belong to."""
     manifest = SimpleNamespace(name="dreams", sizes=sizes, image_mean=(0.5, 0.4, 0.3), image_std=(0.2, 0.3, 0.4))
+    manifest.blank_patch_tokens = None
     graphs = {"image_encoder": ImageEncoder(sizes), "identity_encoder": IdentityEncoder()}
     if not sizes.image_size:
         del graphs["image_encoder"]
