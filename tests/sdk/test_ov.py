@@ -167,6 +167,15 @@ def test_a_failing_process_is_an_error_with_its_reason(tiny_bundle, monkeypatch)
         engine.run({"latents": np.zeros((1, 5, 4, 4), np.float32)})
 
 
+def test_another_graph_than_promised_is_refused_by_that_process_too(cache, tiny_bundle, monkeypatch):
+    entry = tiny_bundle.manifest.graphs["vae_decoder"]
+    other = tiny_bundle.file(tiny_bundle.manifest.graphs["vae_encoder"].file)
+    monkeypatch.setattr(ov_compiler, "COMPILED_ELSEWHERE", 0)
+    with pytest.raises(BundleError, match=r"vae_encoder\.onnx has the inputs \['pixels'\].*export the bundle again"):
+        open_backend("openvino").load(other, entry.spec).run({"latents": np.zeros((1, 4, 4, 4), np.float32)})
+    assert not list(cache.rglob("*.blob"))
+
+
 def test_a_large_image_encoder_does_not_stay(tiny_bundle, monkeypatch):
     monkeypatch.setattr(ov, "LARGE", 0)
     monkeypatch.setattr(ov, "ONCE_A_PERSON", {"vae_decoder"})
