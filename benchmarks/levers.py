@@ -6,6 +6,7 @@ its group, which leaves nothing out. Times are of single pictures of a known per
 
     python benchmarks/levers.py --data runs/unseen --people 200 --pictures-per-person 6
     python benchmarks/levers.py --bundle engines/mine --lever caching=fast --lever backend=openvino
+    python benchmarks/levers.py --only "four steps" --lever caching=fast     # this row and the group's base again
 
 The embedded model has no guidance, so there is a second group: the model that it was distilled from, whose checkpoint
 is in the history.
@@ -20,7 +21,7 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,12 @@ class Asked:
 )
 @click.option("--bundle", type=click.Path(path_type=Path), help="A group of your own instead.")
 @click.option("--base", default="", help="Its base, as 'backend=onnxruntime steps=20'.")
-@click.option("--lever", "levers", multiple=True, help="One of its levers, as 'steps=8 caching=fast'.")
+@click.option(
+    "--lever",
+    "levers",
+    multiple=True,
+    help="One of its levers, as 'steps=8 caching=fast'; without --bundle, of --only's group.",
+)
 @click.option("--data", type=click.Path(path_type=Path), default=Path("runs/unseen"), show_default=True)
 @click.option("--split", default="test", show_default=True)
 @click.option("--people", "count", type=click.IntRange(2), default=200, show_default=True)
@@ -104,8 +110,8 @@ def main(
     seed: int,
     out: Path,
 ) -> None:
-    """Measure every lever of every group, and write one JSON file; with --only, others' rows in it are kept."""
-    groups = [group for group in GROUPS if not only or group.name in only]
+    """Measure every lever of every group, and write one JSON file, in which rows that were not measured are kept."""
+    groups = asked_groups(only, levers)
     if bundle:
         groups = [Group(name=bundle.name, base=f"bundle={bundle.absolute()} {base}", levers=tuple(levers))]
     rows, setups = [], []
@@ -132,23 +138,43 @@ def main(
         raise click.UsageError("no group can be run: nothing is written")
     bundles = {name: about for setup in setups for name, about in setup.pop("bundles").items()}
     setup = {**setups[0], "split": split, "people_asked": count, "bundles": bundles}
-    document = with_other_groups({"setup": setup, "rows": rows}, out)
+    document = with_other_rows({"setup": setup, "rows": rows}, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(document, indent=2) + "\n")
     click.echo("\n".join(line(entry) for entry in rows))
 
 
-def with_other_groups(document: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`document`, and what the file has of groups that were not measured this time."""
+def asked_groups(only: Sequence[str], levers: Sequence[str]) -> list[Group]:
+    """Those of these names, of all names if there are none, with these levers, or all. Raises UsageError."""
+    groups = [group for group in GROUPS if not only or group.name in only]
+    if not levers:
+        return groups
+    unknown = set(levers).difference(*(group.levers for group in groups))
+    if unknown:
+        raise click.UsageError(f"no group asked for has the lever {', '.join(map(repr, sorted(unknown)))}")
+    some = [replace(group, levers=tuple(lever for lever in group.levers if lever in levers)) for group in groups]
+    return [group for group in some if group.levers]
+
+
+def with_other_rows(document: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`document`, and what the file has of levers that were not measured this time, in the order of `GROUPS`.
+
+    A row holds its differences from its own run's base, so that rows of several runs may stand side by side.
+    """
     known = json.loads(path.read_text()) if path.exists() else {"setup": {"bundles": {}}, "rows": []}
-    measured = {row["group"] for row in document["rows"]}
-    rows = [row for row in known["rows"] if row["group"] not in measured] + document["rows"]
-    order = [group.name for group in GROUPS] + sorted(measured)
+    order = {(group.name, lever): index for index, (group, lever) in enumerate(listed())}
+    names = {group.name for group in GROUPS}
+    kept = [row for row in known["rows"] if (row["group"], row["lever"]) in order or row["group"] not in names]
+    rows = {(row["group"], row["lever"]): row for row in (*kept, *document["rows"])}
     bundles = {**known["setup"]["bundles"], **document["setup"]["bundles"]}
     return {
         "setup": {**document["setup"], "bundles": bundles},
-        "rows": sorted(rows, key=lambda row: order.index(row["group"])),
+        "rows": [rows[key] for key in sorted(rows, key=lambda key: order.get(key, len(order)))],
     }
+
+
+def listed() -> Iterator[tuple[Group, str]]:
+    return ((group, lever) for group in GROUPS for lever in ("", *group.levers))
 
 
 def usable(group: Group) -> Iterator[Lever]:

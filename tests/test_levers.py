@@ -105,13 +105,35 @@ def test_memory_that_grows_is_not_flat():
     assert not steadiness.verdict(moments(10))["flat"]
 
 
-def test_other_groups_stay_in_the_file(levers, tmp_path):
-    def document(group, digest):
-        return {"setup": {"bundles": {group: digest}, "commit": digest}, "rows": [{"group": group, "lever": digest}]}
+def test_rows_that_were_not_measured_stay_in_the_file(levers, tmp_path):
+    def measured(group, commit, *names):
+        rows = [{"group": group, "lever": name, "of": commit} for name in names]
+        return {"setup": {"bundles": {group: commit}, "commit": commit}, "rows": rows}
 
-    file, rows = tmp_path / "levers.json", [("guided", "old"), ("four steps", "old"), ("guided", "new")]
-    for group, digest in rows:
-        found = levers.with_other_groups(document(group, digest), file)
+    file = tmp_path / "levers.json"
+    for document in (
+        measured("guided", "first", "", "backend=openvino", "no lever any more"),
+        measured("mine", "first", "", "steps=8"),
+        measured("four steps", "first", "", "steps=2", "steps=3"),
+        measured("four steps", "second", "", "steps=3"),
+    ):
+        found = levers.with_other_rows(document, file)
         file.write_text(json.dumps(found))
-    assert [(row["group"], row["lever"]) for row in found["rows"]] == [("four steps", "old"), ("guided", "new")]
-    assert found["setup"] == {"bundles": {"four steps": "old", "guided": "new"}, "commit": "new"}
+    assert [(row["group"], row["lever"], row["of"]) for row in found["rows"]] == [
+        ("four steps", "", "second"),
+        ("four steps", "steps=3", "second"),
+        ("four steps", "steps=2", "first"),
+        ("guided", "", "first"),
+        ("guided", "backend=openvino", "first"),
+        ("mine", "", "first"),
+        ("mine", "steps=8", "first"),
+    ]
+    assert found["setup"] == {"bundles": {"guided": "first", "mine": "first", "four steps": "second"}, "commit": "second"}
+
+
+def test_some_levers_of_a_group_may_be_asked_for(levers):
+    (group,) = levers.asked_groups(["four steps"], ["steps=2", "caching=fast"])
+    assert (group.name, group.levers) == ("four steps", ("caching=fast", "steps=2"))
+    assert levers.asked_groups([], []) == list(levers.GROUPS)
+    with pytest.raises(levers.click.UsageError, match=r"no group asked for has the lever 'steps=2'"):
+        levers.asked_groups(["guided"], ["steps=2"])
