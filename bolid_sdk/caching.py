@@ -20,13 +20,15 @@ WHOLE: Interval = (0.0, 1.0)
 FEW = 8
 """Below this many steps each is a large part of the way, and caching follows `FEW_STEPS`."""
 
+EARLY_STEPS = 6
+"""The first third of the way, of short loops these steps, is early: then a picture's composition is decided."""
 DAMPING = 0.85
 """Of the way along the line: features turn back a little. Of 0.7, 0.85, 1 and 1.1 the nearest to uncached pictures."""
 
 
 @dataclass(frozen=True)
 class Cadence:
-    """Full: the first `warm_up` steps, then one in `early`, after a third one in `late`; with `last` the last."""
+    """Full: the first `warm_up` steps, one in `early` up to `EARLY_STEPS`, then one in `late`; with `last` the last."""
 
     early: int
     late: int
@@ -82,7 +84,7 @@ def full_steps(branches: Sequence[int], caching: Caching) -> list[bool]:
     age = 0
     for index, count in enumerate(branches):
         fixed = index < cadence.warm_up or (cadence.last and index == steps - 1) or count != branches[index - 1]
-        period = cadence.early if 3 * index < steps else cadence.late
+        period = cadence.early if index < max(EARLY_STEPS, steps / 3) else cadence.late
         full.append(fixed or age + 1 >= period)
         age = 0 if full[-1] else age + 1
     return full

@@ -128,7 +128,10 @@ def test_rows_that_were_not_measured_stay_in_the_file(levers, tmp_path):
         ("mine", "", "first"),
         ("mine", "steps=8", "first"),
     ]
-    assert found["setup"] == {"bundles": {"guided": "first", "mine": "first", "four steps": "second"}, "commit": "second"}
+    assert found["setup"] == {
+        "bundles": {"guided": "first", "mine": "first", "four steps": "second"},
+        "commit": "second",
+    }
 
 
 def test_some_levers_of_a_group_may_be_asked_for(levers):

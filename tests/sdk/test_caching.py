@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bolid_sdk.caching import CACHINGS, DAMPING, MANY_STEPS, extrapolations, full_steps, guided_steps, plan_steps
+from bolid_sdk.caching import (
+    CACHINGS,
+    DAMPING,
+    EARLY_STEPS,
+    MANY_STEPS,
+    extrapolations,
+    full_steps,
+    guided_steps,
+    plan_steps,
+)
 
 fractions = st.floats(0, 1)
 intervals = st.tuples(fractions, fractions).filter(lambda ends: ends[0] < ends[1])
@@ -22,8 +31,8 @@ def drawn(full):
         (3, "FFF", "FsF"),
         (4, "FFsF", "FsFs"),
         (7, "FFsFsFF", "FsFsFsF"),
-        (8, "FFsFsFsF", "FFsFssFs"),
-        (12, "FFsFsFsFsFsF", "FFsFssFssFss"),
+        (8, "FFsFsFsF", "FFsFsFss"),
+        (12, "FFsFsFsFsFsF", "FFsFsFssFssF"),
         (20, "FFsFsFsFsFsFsFsFsFsF", "FFsFsFssFssFssFssFss"),
         (25, "FFsFsFsFsFsFsFsFsFsFsFsFF", "FFsFsFsFssFssFssFssFssFss"),
     ],
@@ -44,7 +53,7 @@ def test_a_feature_is_there_fits_and_is_not_old(branches, caching):
         if not is_full:
             source = max(i for i in range(index) if full[i])
             cadence = MANY_STEPS[caching]
-            assert index - source < (cadence.early if 3 * index < len(full) else cadence.late)
+            assert index - source < (cadence.early if index < max(EARLY_STEPS, len(full) / 3) else cadence.late)
             assert branches[source] == branches[index]
 
 
@@ -77,7 +86,7 @@ def test_the_step_after_a_change_of_branches_is_full():
 
 def test_features_are_continued_along_the_line():
     full = [step == "F" for step in "FFsFsFFssF"]
-    assert extrapolations(full, [2] * 10) == pytest.approx(DAMPING * np.array([0, 0, 0, 0, 0.5, 0, 0, 1, 2, 0]))
+    assert extrapolations(full, [2] * 10) == pytest.approx([0, 0, 0, 0, 0.5 * DAMPING, 0, 0, DAMPING, 2 * DAMPING, 0])
 
 
 def test_the_first_steps_feature_and_two_that_differ_in_branches_are_kept_as_they_are():
