@@ -22,6 +22,7 @@ FEW = 8
 
 EARLY_STEPS = 6
 """The first third of the way, of short loops these steps, is early: then a picture's composition is decided."""
+
 DAMPING = 0.85
 """Of the way along the line: features turn back a little. Of 0.7, 0.85, 1 and 1.1 the nearest to uncached pictures."""
 
