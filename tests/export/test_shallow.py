@@ -182,4 +182,4 @@ def continued(kept, index):
     earlier, latest = sorted(kept)[-2:]
     if earlier == 0:
         return kept[latest]
-    return kept[latest] + (kept[latest] - kept[earlier]) * (index - latest) / (latest - earlier)
+    return kept[latest] + 0.85 * (kept[latest] - kept[earlier]) * (index - latest) / (latest - earlier)
