@@ -139,6 +139,9 @@ def train(task: Task, options: LoopOptions) -> None:
             _save(accelerator, task, ema, parameters, progress, options)
             saved = time.monotonic()
     bar.close()
+    # Before the process group goes: DistributedDataParallel, if it is the last to hold it, takes it down under Python's
+    # lock, which Gloo's threads may need to come to their end.
+    module, optimizer = accelerator.free_memory(module, optimizer)
     accelerator.end_training()
 
 
