@@ -22,7 +22,7 @@ from bolid_sdk.parts import DOUBTFUL, part_boxes
 from bolid_training.avatars.parts import Part
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.conditions import estimated_keypoints
-from bolid_training.data import People, pixels
+from bolid_training.data import People, pixels, with_recoloured
 from bolid_training.evaluate.metrics import mean_colours
 from bolid_training.judges.config import JudgeConfig
 from bolid_training.judges.degrade import degrade, uniform
@@ -35,6 +35,7 @@ COLOUR_WEIGHT = 10.0
 PLAIN = 0.3  # share of views without the place
 WANDER, ZOOM = 0.06, 0.15  # of a box's side, and of its logarithm: about what an estimator gets wrong
 BODY = ((Part.FACE, Part.ARMS, Part.LEGS), (Part.HAIR, Part.HAT), (Part.UPPER,), (Part.LOWER,), (Part.SHOES,))
+VARIANTS = 1  # how many others each person is beside themselves, in other colours
 BATCH = 64
 GALLERY = 100
 
@@ -91,6 +92,7 @@ class IdentityTask:
     """A batch of size P is P people, twice."""
 
     def __init__(self, config: JudgeConfig, people: People, validation: People):
+        people = with_recoloured(people, VARIANTS)
         self.size, self.people, self.held_out = config.identity_size, people, validation
         self.boxes, self.samples = body_boxes(found_keypoints(people)), samples_by_person(people)
         self.colours = colours_of(people)
