@@ -48,25 +48,30 @@ tables: $(DEV)/.installed ## README's tables from benchmarks/results
 # and PuLID know no poses; the base's T2I-Adapter fits both, so they are compared with it, too. Every step can be repeated
 # after an interruption and goes on where it was.
 METHODS := bolid ip_adapter instantid pulid
+WITH_GUIDER := ip_adapter_pose pulid_pose
+ABLATIONS := $(addprefix bolid_,rec no_id no_clip no_colour embedding aligned k2 k4 5_tokens 40_tokens one_view frozen_guider)
 PICTURES := 3000
 STEPS := 2000
 GUIDED := @steps=10@guidance=3
-comparison: $(DEV)/.installed ## train BoLID, IP-Adapter, InstantID and PuLID alike and compare them: hours
+IN_FIGURE := bolid,ip_adapter,instantid,pulid,ip_adapter_pose,pulid_pose,embedded,embedded_2
+rows = $(foreach model,$(1),$(model)=runs/methods/engines/$(model)$(GUIDED))
+comparison: $(DEV)/.installed ## train BoLID, its ablations, IP-Adapter, InstantID and PuLID alike and compare them: hours
 	$(BIN)/bolid-train data --out runs/people --identities 4000 --views 4 --seed 0 --splits validation
 	$(BIN)/bolid-train data --out runs/people --identities 4000 --views 4 --seed 0 --splits train
 	$(BIN)/bolid-train data --out runs/unseen --identities 2000 --views 3 --seed 1 --splits test
 	test -d runs/avatar/unet/model || $(BIN)/bolid-train unpack
 	$(BIN)/bolid-train stage clip_text --limit $(PICTURES)
-	for method in $(METHODS); do \
+	for method in $(METHODS) $(ABLATIONS); do \
 		$(BIN)/bolid-train stage adapter --recipe $$method --limit $(PICTURES) --steps $(STEPS); \
 		$(BIN)/bolid-train assemble --recipe $$method --out runs/methods/$$method; done
 	for method in ip_adapter pulid; do \
 		$(BIN)/bolid-train assemble --recipe $$method --guider --out runs/methods/$${method}_pose; done
-	for model in $(METHODS) ip_adapter_pose pulid_pose; do \
+	for model in $(METHODS) $(WITH_GUIDER) $(ABLATIONS); do \
 		$(BIN)/bolid-export --model runs/methods/$$model --precision fp32 --force -o runs/methods/engines/$$model; done
-	$(BIN)/bolid-eval compare $(foreach model,$(METHODS) ip_adapter_pose pulid_pose,$(model)=runs/methods/engines/$(model)$(GUIDED)) \
-		embedded=embedded embedded_2=embedded@references=2 --data runs/unseen --people 200 --pictures-per-person 6 --backend openvino \
-		--keep runs/methods/drawn -o docs/results/comparison.json --figure docs/images/comparison.png
+	$(BIN)/bolid-eval compare $(call rows,$(METHODS) $(WITH_GUIDER)) embedded=embedded embedded_2=embedded@references=2 \
+		$(call rows,$(ABLATIONS)) --data runs/unseen --people 200 --pictures-per-person 6 --backend openvino \
+		--keep runs/methods/drawn -o docs/results/comparison.json \
+		--figure docs/images/comparison.png --columns $(IN_FIGURE)
 	$(BIN)/python benchmarks/tables.py
 
 wheel: $(DEV)/.installed ## dist/*.whl

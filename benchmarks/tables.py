@@ -79,7 +79,7 @@ def classes(measured: dict) -> str:
 def comparison() -> str:
     """The methods on the same people, prompts and noise, between what is possible and what is worth nothing."""
     measured = json.loads(COMPARISON.read_text())
-    rows = measured["rows"]
+    rows = [row for row in measured["rows"] if row["model"] not in ABLATED]
     columns = {name: title for name, title in COMPARED.items() if name in rows[0]["metrics"]}
     lines = [
         (f"{MODELS.get(row['model'], row['model'])}, {sampled(row)}", *judged(row["metrics"], columns), pace(row))
@@ -89,6 +89,29 @@ def comparison() -> str:
     setup = measured["setup"]
     note = f"{sample(setup)}, the same for every row; 95 % intervals. {setup['machine']}; commit {setup['commit'][:9]}."
     return f"{markdown(('', *columns.values(), 's/image'), [*lines, *beside])}\n{note}\n"
+
+
+def ablations() -> str:
+    """BoLID without its parts, or with what it does without: what that changes, picture by picture."""
+    measured = json.loads(COMPARISON.read_text())
+    first, rows = measured["rows"][0], {row["model"]: row for row in measured["rows"]}
+    columns = {name: title for name, title in COMPARED.items() if name in first["metrics"]}
+    lines = [
+        (title, *(changed(rows[model], name) for name in columns)) for model, title in ABLATED.items() if model in rows
+    ]
+    whole = (MODELS[first["model"]], *judged(first["metrics"], columns))
+    return f"{markdown(('', *columns.values()), [whole, *lines])}\n{sample(measured['setup'])}; 95 % intervals.\n"
+
+
+def changed(row: dict, name: str) -> str:
+    """The difference to the first row, in bold where its interval leaves out 0; a distance of sets of pictures as it
+    is."""
+    if name not in row["minus_first_row"]:
+        return interval(row["metrics"][name])
+    difference = row["minus_first_row"][name]
+    low, high = difference["ci95"]
+    text = f"{difference['value']:+.3f}"
+    return f"{f'**{text}**' if low > 0 or high < 0 else text} ({low:+.3f} to {high:+.3f})"
 
 
 def sampled(row: dict) -> str:
@@ -139,6 +162,20 @@ MODELS = {
     "embedded": "BoLID, embedded",
     "embedded_2": "BoLID, embedded",
 }
+ABLATED = {
+    "bolid_rec": "pairs of pictures alone: neither L_id nor L_CLIP",
+    "bolid_no_id": "without L_id",
+    "bolid_no_clip": "without L_CLIP",
+    "bolid_no_colour": "without the colours' loss",
+    "bolid_embedding": "with an identity-embedding loss",
+    "bolid_aligned": "with PuLID's alignment",
+    "bolid_k2": "gradient through the last 2 of 4 steps",
+    "bolid_k4": "gradient through all 4 steps",
+    "bolid_5_tokens": "5 identity tokens instead of 16",
+    "bolid_40_tokens": "40 identity tokens instead of 16",
+    "bolid_one_view": "the whole picture instead of 5 crops",
+    "bolid_frozen_guider": "pose guider not trained along",
+}
 COMPARED = {
     "fid": "FID ↓",
     "fd_judge_clip": "Frechet distance, CLIP ↓",
@@ -153,6 +190,7 @@ COMPARED = {
 TABLES = {
     "quality": quality,
     "comparison": comparison,
+    "ablations": ablations,
     "image": lambda: latency("image"),
     "graphs": lambda: latency("graphs"),
     "cpu": lambda: acceleration.cpu(RESULTS),

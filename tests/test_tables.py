@@ -135,3 +135,26 @@ def test_comparison_has_a_row_a_model_between_real_pictures(tables, tmp_path, mo
         "\n"
         "1000 pictures of 250 unseen people, the same for every row; 95 % intervals. A CPU; commit 012345678.\n"
     )
+
+
+def test_ablations_show_what_each_part_changes(tables, tmp_path, monkeypatch):
+    whole = {"fd_judge_clip": row(0.25), "id_similarity": row(0.5), "pose_pck10": row(0.75)}
+    differences = {"id_similarity": {"value": -0.125, "ci95": [-0.25, 0.0625]}, "pose_pck10": row(-0.5)}
+    measured = {
+        "rows": [
+            {"model": "bolid", "metrics": whole},
+            {"model": "bolid_no_id", "metrics": whole, "minus_first_row": differences},
+            {"model": "pulid", "metrics": whole, "minus_first_row": differences},
+        ],
+        "setup": {"pictures": 1000, "people": 250},
+    }
+    (tmp_path / "comparison.json").write_text(json.dumps(measured))
+    monkeypatch.setattr(tables, "COMPARISON", tmp_path / "comparison.json")
+    assert tables.ablations() == (
+        "|  | Frechet distance, CLIP ↓ | ID similarity ↑ | POSE accuracy, PCK@0.1 ↑ |\n"
+        "| --- | ---: | ---: | ---: |\n"
+        "| BoLID | **0.250** (0.150–0.350) | **0.500** (0.400–0.600) | **0.750** (0.650–0.850) |\n"
+        "| without L_id | **0.250** (0.150–0.350) | -0.125 (-0.250 to +0.062) | **-0.500** (-0.600 to -0.400) |\n"
+        "\n"
+        "1000 pictures of 250 unseen people; 95 % intervals.\n"
+    )

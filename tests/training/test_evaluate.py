@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from bolid_sdk import Identity, Sampling
 from bolid_sdk.bundle import open_bundle
@@ -338,7 +339,19 @@ def test_a_comparison_is_written_as_json_with_its_figure(two_generators, judges,
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
     assert [row["model"] for row in json.loads(out.read_text())["rows"]] == ["a", "b"]
-    assert figure.stat().st_size > 1000
+    assert Image.open(figure).width == 4 * 66
+
+
+def test_a_figure_shows_the_models_that_are_named(two_generators, judges, tmp_path, monkeypatch):
+    monkeypatch.setattr("bolid_training.data.load_people", lambda data, split: photographs(size=64))
+    monkeypatch.setattr("bolid_training.judges.panel.load_judges", lambda folder: judges)
+    figure = tmp_path / "comparison.png"
+    arguments = ["compare", "a=embedded", "b=dyer@pose=none", "--people", "4", "--figure", str(figure), "--columns"]
+    result = CliRunner().invoke(main, [*arguments, "b"])
+    assert result.exit_code == 0, result.output
+    assert Image.open(figure).width == 3 * 66
+    result = CliRunner().invoke(main, [*arguments, "b,c"])
+    assert (result.exit_code, "the figure cannot show c; the rows are a, b" in result.output) == (2, True)
 
 
 def test_what_was_drawn_before_is_not_drawn_again(tmp_path, monkeypatch):

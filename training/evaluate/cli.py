@@ -97,6 +97,7 @@ def main(
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw reference | pose | each model for some people.")
 @click.option("--backend", help="onnxruntime, openvino …  [default: as Generator chooses]")
 @click.option("--shown", type=click.IntRange(1), default=8, show_default=True, help="People in the figure.")
+@click.option("--columns", help="Models in the figure, as in bolid,ip_adapter.  [default: all]")
 @click.option(
     "--keep", type=click.Path(path_type=Path), help="Keep each row's pictures in this folder, and draw none again."
 )
@@ -112,6 +113,7 @@ def compare_bundles(
     figure: Path | None,
     backend: str | None,
     shown: int,
+    columns: str | None,
     keep: Path | None,
 ) -> None:
     """Compares bundles on the same people, prompts and noise. ROWS: NAME=BUNDLE, the first is what the others are
@@ -124,15 +126,16 @@ def compare_bundles(
     """
     from bolid_sdk.errors import BolidError
     from bolid_training.data import load_people
-    from bolid_training.evaluate.compare import compare, parse_contestant
+    from bolid_training.evaluate.compare import compare, figure_columns, parse_contestant
     from bolid_training.evaluate.protocol import trials
     from bolid_training.judges.panel import load_judges
 
     try:
         contestants = [parse_contestant(row) for row in rows]
+        named = figure_columns(contestants, columns) if columns else ()
         people = load_people(data, split)
         chosen = trials(people, count, seed, pictures)
-        result, image = compare(contestants, load_judges(judges), people, chosen, seed, shown, backend, keep)
+        result, image = compare(contestants, load_judges(judges), people, chosen, seed, shown, named, backend, keep)
     except (FileNotFoundError, BolidError) as error:
         raise click.UsageError(str(error)) from error
     result["setup"]["split"] = split

@@ -5,6 +5,7 @@ Ceilings and floors belong to the pictures that are asked for, not to a model, s
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,14 @@ def _options(text: str, given: dict[str, str]) -> dict[str, Any]:
     return pose | ({"sampling": sampling} if sampling != Sampling() else {})
 
 
+def figure_columns(contestants: list[Contestant], names: str) -> list[str]:
+    """The models of "NAME,NAME". Raises InputError for one that is no row."""
+    rows, chosen = [contestant.name for contestant in contestants], names.split(",")
+    if unknown := [name for name in chosen if name not in rows]:
+        raise InputError(f"the figure cannot show {', '.join(unknown)}; the rows are {', '.join(rows)}")
+    return chosen
+
+
 def compare(
     contestants: list[Contestant],
     judges: Judges,
@@ -80,10 +89,12 @@ def compare(
     trials: list[Trial],
     seed: int,
     shown: int = 8,
+    columns: Sequence[str] = (),
     backend: str | None = None,
     drawn_before: Path | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
-    """`rows`, `ceilings`, `floors` and `setup` of one comparison, and the figure of `shown` people.
+    """`rows`, `ceilings`, `floors` and `setup` of one comparison, and the figure of `shown` people and the models named
+    in `columns`, or all.
 
     `drawn_before`: a folder for each row's pictures, which are taken from there where it has them.
 
@@ -105,7 +116,8 @@ def compare(
         measured.append(scores(exam, seen, reference, exam.prompts) | likeness(judges, exam, pictures))
         compared = {"minus_first_row": differences(exam, measured[-1], measured[0])} if rows else {}
         rows.append(_row(contestant, generator, exam, seen, measured[-1], known) | compared)
-        drawn[contestant.name] = pictures[places]
+        if not columns or contestant.name in columns:
+            drawn[contestant.name] = pictures[places]
     counted = {
         "pictures": len(exam.trials),
         "people": len(np.unique(exam.people)),
