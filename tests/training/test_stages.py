@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -13,6 +14,7 @@ from bolid_training.avatars.shards import Settings
 from bolid_training.loop import LoopOptions, train
 from bolid_training.model.checkpoint import load_checkpoint
 from bolid_training.model.config import AvatarConfig
+from bolid_training.precision import autocast
 from bolid_training.recipes.avatar import STAGES
 from bolid_training.stages import lightning
 from bolid_training.stages.clip_text import clip_folder
@@ -94,6 +96,17 @@ def test_an_unpacked_checkpoint_is_what_the_stages_had_written(runs, data, tmp_p
         found = again.module.state_dict()
         same = [key for key in expected if not key.startswith(REPLACED.get(name, ()))]
         assert all((expected[key] - found[key]).abs().max() < 2e-3 for key in same)
+
+
+def test_refinement_begins_with_the_student_and_moves_all_of_it(runs, data):
+    task = build_task("refine", data, runs, config=TINY)
+    with autocast():
+        losses = task.losses(task.module, task.batch(np.random.default_rng(0), 4))
+    assert losses["anchor"] < 1e-6 < losses["colours"]
+    losses["loss"].backward()
+    adapter = task.module.adapter
+    for module in (task.module.lora, adapter.identity_encoder, adapter.pose_guider):
+        assert any(p.grad is not None and p.grad.any() for p in module.parameters())
 
 
 def test_kept_stages_let_another_machine_go_on(runs, data, tmp_path):

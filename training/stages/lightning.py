@@ -55,6 +55,16 @@ class LightningUNet(ConditionedUNet):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         return self.predict(batch, self.attention(batch))
 
+    def save(self, folder: Path) -> None:
+        """The LoRA as diffusers' pipelines load it, and the adapter that goes with it."""
+        self.adapter.save(folder / "adapter")
+        lora = get_peft_model_state_dict(self.frozen[0])
+        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=lora, weight_name=LORA_FILE)
+
+    def load(self, folder: Path) -> None:
+        self.adapter.load(folder / "adapter")
+        set_peft_model_state_dict(self.frozen[0], read_lora(folder / LORA_FILE))
+
 
 class LightningTask:
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
@@ -156,14 +166,10 @@ class LightningTask:
         )
 
     def save(self, folder: Path) -> None:
-        """The LoRA as diffusers' pipelines load it, and the adapter that goes with it."""
-        self.module.adapter.save(folder / "adapter")
-        lora = get_peft_model_state_dict(self.module.frozen[0])
-        StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=lora, weight_name=LORA_FILE)
+        self.module.save(folder)
 
     def load(self, folder: Path) -> None:
-        self.module.adapter.load(folder / "adapter")
-        set_peft_model_state_dict(self.module.frozen[0], read_lora(folder / LORA_FILE))
+        self.module.load(folder)
 
 
 def step_target(scheduler: DDIMScheduler, sample: Tensor, end: Tensor, step: Tensor) -> dict[str, Tensor]:

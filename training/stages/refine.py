@@ -2,50 +2,69 @@
 
 The lightning branch draws pictures from pure noise, and the gradient goes back through the last two of its four steps:
 
-    L = L_distill + ID L_id + COLOUR L_colour
+    L = L_anchor + ID L_id + COLOUR L_colour
 
 L_id (eq. 3 of the brief) asks the model's own pose estimator for the 12 keypoints. L_colour asks no network: it
-compares the mean colour of each part of the body with that of the true picture of the person in that pose. L_distill,
-the teacher's trajectories, keeps the rest as it was. L_CLIP is left out: the text encoder has been trained on with the
-base, so this checkpoint has no CLIP any more that would know pictures and sentences alike.
+compares the mean colour of each part of the body with that of the true picture of the person in that pose. L_anchor
+keeps the rest as it was: v stays near to what the student, as it began, says of the same latents. L_CLIP is left out:
+an unpacked checkpoint has no CLIP any more that would know pictures and sentences alike.
 """
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bolid_training.conditions import masked_features
 from bolid_training.data import People, pixels, resize
-from bolid_training.lightning import lightning_sample
+from bolid_training.lightning import Predict, lightning_sample
 from bolid_training.losses import kept_mean, keypoint_loss
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.lightning import STEPS
 from bolid_training.model.pose_estimator import decode_heatmaps, load_pose_estimator
-from bolid_training.stages.adapter import COLOURED
-from bolid_training.stages.lightning import LightningTask, LightningUNet
+from bolid_training.model.sampling import seeded_noise
+from bolid_training.precision import autocast
+from bolid_training.stages.adapter import COLOURED, AdapterTask
+from bolid_training.stages.lightning import LightningUNet
 
 GRADIENT_STEPS = 2
-ID_WEIGHT, COLOUR_WEIGHT = 0.5, 1.0
+ANCHOR_WEIGHT, ID_WEIGHT, COLOUR_WEIGHT = 1.0, 0.5, 1.0
 SEEN = 40  # pixels of a part below which its mean colour says little
 
+Step = tuple[Tensor, Tensor, Tensor]
+"""Latents [B, c, h, w], timestep [B], v [B, c, h, w]."""
 
-class FewSteps(nn.Module):
-    """The student with its steps: conditions and noise in, v of `L_distill` and finished latents out."""
 
-    def __init__(self, student: LightningUNet, scheduler: object):
-        super().__init__()
-        self.student, self.scheduler = student, scheduler
+class FewStepUNet(LightningUNet):
+    """The student with its steps: conditions and noise in, finished latents and the differentiated steps out."""
 
-    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        student = self.student
-        attention = student.attention(batch)
-        features = masked_features(student.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
+    def __init__(self, unet: UNet2DConditionModel, config: AvatarConfig, scheduler: DDIMScheduler):
+        super().__init__(unet, config)
+        self.scheduler = scheduler
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[Step]]:
+        predict, steps = self.predictor(batch), []
+
+        def remembered(sample: Tensor, timestep: Tensor) -> Tensor:
+            output = predict(sample, timestep)
+            if torch.is_grad_enabled():
+                steps.append((sample, timestep, output))
+            return output
+
+        sizes = {"steps": STEPS, "gradient_steps": GRADIENT_STEPS}
+        return lightning_sample(remembered, self.scheduler, batch["noise"], **sizes), steps
+
+    def predictor(self, batch: dict[str, Tensor]) -> Predict:
+        """The UNet under the conditions, which are encoded once for all steps."""
+        attention = self.attention(batch)
+        features = masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
 
         def predict(sample: Tensor, timestep: Tensor) -> Tensor:
-            return student.frozen[0](
+            return self.frozen[0](
                 sample,
                 timestep,
                 batch["encoder_hidden_states"],
@@ -53,55 +72,70 @@ class FewSteps(nn.Module):
                 down_intrablock_additional_residuals=list(features),
             ).sample
 
-        latents = lightning_sample(predict, self.scheduler, batch["noise"], steps=STEPS, gradient_steps=GRADIENT_STEPS)
-        return predict(batch["sample"], batch["timestep"]), latents
+        return predict
 
 
-class RefineTask:
+class RefineTask(AdapterTask):
+    """Begins with what `stage lightning` left."""
+
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
-        self.lightning = LightningTask(config, people, validation, runs)
-        self.lightning.load(runs / "lightning" / "model")
-        self.people = self.lightning.pairs.people
-        self.vae = self.lightning.pairs.vae
+        super().__init__(config, people, validation, runs)
+        self.module.load(runs / "lightning" / "model")
+        self.before = deepcopy(self.module).eval().requires_grad_(False)
         self.pose_estimator = load_pose_estimator(runs / "pose" / "model").eval().requires_grad_(False)
-        self.module = FewSteps(self.lightning.module, self.lightning.scheduler)
 
-    def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
-        """A batch of `lightning`, noise to draw the same conditions from, and what a true picture of them shows."""
-        batch = self.lightning.batch(rng, size)
-        index = batch["index"].numpy()
-        noise = rng.standard_normal(batch["sample"].shape, dtype=np.float32)
-        return batch | {
-            "noise": torch.from_numpy(noise),
-            "truth": pixels(self.people.images[index]).contiguous(),
-            "masks": part_masks(self.people.parts[index]),
-            "keypoints": torch.from_numpy(self.people.keypoints[index]),
-            # the reference's colours are zeros where nobody was shown
-            "with_person": batch["colours"][..., 3].any(1),
+    def build(self, unet: UNet2DConditionModel) -> FewStepUNet:
+        return FewStepUNet(unet, self.config, self.scheduler)
+
+    def extras(
+        self, indices: np.ndarray, chosen: np.ndarray, captions: list[str], rng: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """Noise to draw from, and what a true picture of the same conditions shows."""
+        shape = (len(indices), *self.train_arrays["latents"].shape[1:])
+        return {
+            "noise": torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)),
+            "truth": pixels(self.people.images[indices]).contiguous(),
+            "masks": part_masks(self.people.parts[indices]),
+            "keypoints": torch.from_numpy(self.people.keypoints[indices]),
         }
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        output, latents = module(batch)
-        decoded = self.vae.decode(latents).sample.float()
-        distilled = self.lightning.compared(output, batch)
-        keypoints = keypoint_loss(self._keypoints(decoded), batch["keypoints"], batch["keep_pose"])
-        colours = colour_loss(decoded, batch["truth"], batch["masks"], batch["with_person"] & batch["keep_pose"])
-        total = distilled["loss"] + ID_WEIGHT * keypoints + COLOUR_WEIGHT * colours
-        return {"loss": total, "mse": distilled["mse"], "keypoints": keypoints, "colours": colours}
+        latents, steps = module(batch)
+        with autocast():
+            pictures = self.vae.decode(latents).sample.float()
+        keypoints = keypoint_loss(self._keypoints(pictures), batch["keypoints"], batch["keep_pose"])
+        shown = batch["keep_identity"] & batch["keep_pose"]
+        colours = colour_loss(pictures, batch["truth"], batch["masks"], shown)
+        anchor = self.anchor_loss(steps, batch)
+        total = ANCHOR_WEIGHT * anchor + ID_WEIGHT * keypoints + COLOUR_WEIGHT * colours
+        return {"loss": total, "anchor": anchor, "keypoints": keypoints, "colours": colours}
+
+    def anchor_loss(self, steps: list[Step], batch: dict[str, Tensor]) -> Tensor:
+        """Mean squared distance of each step's v from what the student said before it was refined."""
+        with torch.no_grad(), autocast():
+            predict = self.before.predictor(batch)
+            before = [predict(sample.detach(), timestep) for sample, timestep, _ in steps]
+        pairs = zip(steps, before, strict=True)
+        return torch.stack([F.mse_loss(output.float(), v.float()) for (_, _, output), v in pairs]).mean()
 
     def _keypoints(self, pictures: Tensor) -> Tensor:
         """[B, 12, 3] of pictures [B, 3, H, W] in [-1, 1]."""
         side, _ = self.pose_estimator.image_size
         return decode_heatmaps(self.pose_estimator.heatmaps(resize(pictures, side)).float())
 
-    def validate(self, sheet: Path) -> dict[str, float]:
-        return self.lightning.validate(sheet)
+    def draw(self, batch: dict[str, Tensor], skeletons: Tensor, steps: int = STEPS, guidance: float = 1.0) -> Tensor:
+        """Without guidance: the unconditional half of `batch` is not looked at."""
+        told = {name: value.chunk(2)[1] for name, value in batch.items()}
+        told |= {"skeleton": skeletons, "keep_pose": torch.ones(len(skeletons), dtype=torch.bool)}
+        noise = seeded_noise((len(skeletons), *self.train_arrays["latents"].shape[1:]))
+        with autocast():
+            return lightning_sample(self.module.predictor(told), self.scheduler, noise, steps=steps, gradient_steps=0)
 
     def save(self, folder: Path) -> None:
-        self.lightning.save(folder)
+        self.module.save(folder)
 
     def load(self, folder: Path) -> None:
-        self.lightning.load(folder)
+        self.module.load(folder)
 
 
 def part_masks(parts: np.ndarray) -> Tensor:
