@@ -150,9 +150,10 @@ def assert_equal_drawn_steps(table, scheduler):
     assert table.initial_std == pytest.approx(float(scheduler.init_noise_sigma), rel=5e-5)
     drawing = {"generator": torch.Generator().manual_seed(1)}
     expected = list(reference_steps(scheduler, sample, noises, **(drawing if table.uses_noise else {})))
+    atol = 1e-5 + 2e-6 * table.initial_std  # the first samples are as large, and the coefficients float32
     for (timestep, value), (wanted_timestep, wanted) in zip(table_steps(table, sample, noises), expected, strict=True):
         assert timestep == pytest.approx(wanted_timestep, abs=1e-3)
-        torch.testing.assert_close(value, wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(value, wanted, atol=atol, rtol=1e-5)
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
