@@ -124,11 +124,7 @@ class LightningTask:
         return told | step_target(self.scheduler, states[each, step], states[each, step + 1], step)
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self.compared(module(batch), batch)
-
-    def compared(self, output: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The losses of v [B, c, h, w]."""
-        return diffusion_loss(output, batch, 1 + BODY_WEIGHT * batch["body"])
+        return diffusion_loss(module(batch), batch, 1 + BODY_WEIGHT * batch["body"])
 
     def validate(self, sheet: Path) -> dict[str, float]:
         """Rows of reference, skeleton, the teacher's picture and the student's from the same noise."""
