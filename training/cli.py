@@ -46,7 +46,8 @@ def main() -> None:
       bolid-train stage pose                 12 keypoints
       bolid-train stage unet                 the text-to-image base
       bolid-train stage clip_text            a text tower that knows pictures, for L_CLIP
-      bolid-train stage adapter              BoLID on the frozen base
+      bolid-train stage words                identity tokens that speak as the text encoder does
+    bolid-train stage adapter              BoLID on the frozen base
       bolid-train stage lightning            both in four steps without guidance
       bolid-train stage refine               ... taught by finished pictures
       bolid-train assemble                   one diffusers folder of all that
@@ -80,7 +81,7 @@ main.add_command(fit_command, "fit")
 @click.option("--warm", is_flag=True, help="Begin with RUNS/NAME/model, not with random weights: see `unpack`.")
 @click.option("--seed", default=0, show_default=True)
 @click.option(
-    "--recipe", type=click.Choice(list(methods.RECIPES)), help="Of `adapter`: the method. Goes to RUNS/RECIPE."
+    "--recipe", type=click.Choice(list(methods.RECIPES)), help="Of `adapter`, the method: goes to RUNS/RECIPE."
 )
 @click.option("--pose-guider", type=click.Choice(get_args(methods.PoseGuiderUse)), help="Instead of the recipe's.")
 @click.option("--undistilled", is_flag=True, help="The recipe's lightning branch draws with the base itself.")
@@ -112,7 +113,8 @@ def stage(
     given = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     numbers = replace(RECIPES[name], **{option: value for option, value in given.items() if value is not None})
     method = chosen_method(name, recipe, pose_guider, undistilled)
-    options = LoopOptions(out=runs / (recipe or name), seed=seed, **vars(numbers))
+    run = methods.words_run(method) if name == "words" else recipe or name
+    options = LoopOptions(out=runs / run, seed=seed, **vars(numbers))
     keep_freed_memory()
     try:
         task = build_task(name, data, runs, limit, recipe=method)
@@ -234,9 +236,11 @@ def chosen_method(
         if pose_guider or undistilled:
             raise click.UsageError("--pose-guider and --undistilled change a recipe: name one with --recipe")
         return None
-    if name != "adapter":
+    if name not in ("words", "adapter"):
         raise click.UsageError(f"--recipe {recipe} is a method of the stage `adapter`, not of `{name}`")
     chosen = methods.RECIPES[recipe]
+    if name == "words" and not chosen.words:
+        raise click.UsageError(f"--recipe {recipe} does not begin with `stage words`: there is nothing to train")
     if undistilled:
         chosen = replace(chosen, branch=replace(chosen.branch, distilled=False))
     return replace(chosen, pose_guider=pose_guider) if pose_guider else chosen

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from bolid_training.avatars.captions import names_clothes
 from bolid_training.avatars.reader import Samples, concatenate, load_split
 from bolid_training.avatars.recolour import recoloured
 
@@ -27,6 +28,11 @@ class People(Samples):
     @cached_property
     def captions(self) -> list[list[str]]:
         return [entry["captions"] for entry in self.metadata]
+
+    @cached_property
+    def captions_without_clothes(self) -> list[list[str]]:
+        """Those that leave it to the reference what is worn, or all where there are none such."""
+        return [[text for text in texts if not names_clothes(text)] or texts for texts in self.captions]
 
     @cached_property
     def longest_captions(self) -> list[str]:

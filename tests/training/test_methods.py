@@ -52,6 +52,8 @@ TINY = AvatarConfig(
     resampler_width=64,
 )
 
+SEEN = {"style": "photo", "captions": ["a person walking on a beach"], "attributes": {"person": None}}
+
 
 def people(count=12):
     """Two pictures of each of some people: noise with a body's labels."""
@@ -65,7 +67,7 @@ def people(count=12):
         parts=parts,
         keypoints=points,
         identity=np.arange(count, dtype=np.int32) // 2,
-        metadata=[{"style": "photo", "captions": ["a person walking on a beach"]} for _ in range(count)],
+        metadata=[SEEN] * count,
     )
 
 
@@ -81,7 +83,9 @@ def runs(tmp_path_factory):
     build_pose_estimator(TINY.pose_size, TINY.pose_width, TINY.pose_layers).save(folder / "pose" / "model")
     unet.save_pretrained(folder / "unet" / "model")
     clip_parts(clip)["text_encoder"].save_pretrained(folder / "unet" / "model" / "text_encoder")
-    Adapter(unet, TINY).pose_guider.save_pretrained(folder / "unet" / "model" / "pose_guider")
+    adapter = Adapter(unet, TINY)
+    adapter.pose_guider.save_pretrained(folder / "unet" / "model" / "pose_guider")
+    adapter.save(folder / "words" / "model")
     return folder
 
 
@@ -265,10 +269,24 @@ def test_without_a_recipe_the_adapter_trains_and_draws_as_with_l_rec_and_colours
     assert errors[0] == pytest.approx(errors[1], abs=1e-4)
 
 
+def test_a_recipe_begins_with_the_words_of_its_own_budget_of_tokens(runs, tmp_path):
+    taught = load_file(runs / "words" / "model" / "identity.safetensors")
+    with_words, without = (task(runs, RECIPES[name]) for name in ("bolid", "bolid_no_words"))
+    for made, same in ((with_words, True), (without, False)):
+        made.save(tmp_path)
+        begun = load_file(tmp_path / "identity.safetensors")
+        assert torch.equal(begun["image_proj.latents"], taught["image_proj.latents"]) is same
+    with pytest.raises(FileNotFoundError, match="stage words --recipe bolid_5_tokens"):
+        task(runs, RECIPES["bolid_5_tokens"])
+    with pytest.raises(ValueError, match="not from the whole picture"):
+        replace(RECIPES["bolid"], parts=1)
+
+
 def test_what_does_not_fit_a_recipe_is_a_usage_error(runs, tmp_path):
     run = CliRunner().invoke
     for arguments, message in (
         (["unet", "--recipe", "bolid"], "a method of the stage `adapter`"),
+        (["words", "--recipe", "pulid"], "does not begin with `stage words`"),
         (["adapter", "--pose-guider", "off"], "name one with --recipe"),
     ):
         result = run(main, ["stage", *arguments, "--runs", str(tmp_path)])

@@ -33,7 +33,7 @@ class BodyEncoder(nn.Module):
 
     def __init__(self, *, parts: int, embed_dim: int, output_dim: int, width: int, tokens: int):
         super().__init__()
-        self.part_embedding = nn.Parameter(torch.randn(parts, embed_dim) * 0.02)
+        self.part_embedding = nn.Parameter(torch.randn(parts, embed_dim))
         self.resampler = resampler(embed_dim, output_dim, width, tokens)
 
     def forward(self, patch_tokens: Tensor, parts: Tensor) -> Tensor:

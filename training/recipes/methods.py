@@ -1,6 +1,7 @@
 """What each method trains, and with which losses: BoLID, the three it is compared with, and BoLID without its parts.
 
-Base, data, steps, batch and learning rate are the same for all (`recipes.avatar.STAGES["adapter"]`).
+Base, data, steps, batch and learning rate are the same for all (`recipes.avatar.STAGES["adapter"]`). Who begins with
+`stage words` takes as many steps fewer as that costs.
 """
 
 from dataclasses import dataclass, field, replace
@@ -80,14 +81,15 @@ class Recipe:
     """One method.
 
     `parts`: what the person is read from: 5 crops of body, head, torso, legs and feet, or 1, which is the whole of a
-    picture. `identity_tokens`: the budget of all parts together; of whole pictures, each one's. `identity_net`:
-    InstantID's, a ControlNet on the skeleton map whose text is the identity tokens. `pose_guider`: the base's, trained
-    along, frozen, or not used in training.
+    picture. `words`: begins with the identity tokens that `stage words` has taught. `identity_tokens`: the budget of all
+    parts together; of whole pictures, each one's. `identity_net`: InstantID's, a ControlNet on the skeleton map whose
+    text is the identity tokens. `pose_guider`: the base's, trained along, frozen, or not used in training.
     """
 
     name: str
     phases: tuple[Phase, ...]
     parts: int = 5
+    words: bool = False
     identity_tokens: int = 16
     identity_net: bool = False
     pose_guider: PoseGuiderUse = "trained"
@@ -97,6 +99,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.parts not in (1, PARTS):
             raise ValueError(f"recipe {self.name}: {self.parts} parts; expected {PARTS} crops or 1, the whole picture")
+        if self.words and self.parts != PARTS:
+            raise ValueError(f"recipe {self.name}: words are taught from {PARTS} crops, not from the whole picture")
         ends = [phase.until for phase in self.phases]
         if not ends or ends != sorted(ends) or ends[-1] != 1.0:
             raise ValueError(f"recipe {self.name}: phases end at {ends}; expected rising shares of the steps up to 1")
@@ -139,6 +143,7 @@ def _with(recipe: Recipe, name: str, **weights: float) -> Recipe:
 REC = Weights()
 BOLID = Recipe(
     name="bolid",
+    words=True,
     phases=_phases(
         Weights(colour=1.0), Weights(colour=1.0, keypoints=1.0), Weights(colour=1.0, keypoints=1.0, clip=0.1)
     ),
@@ -161,7 +166,8 @@ ABLATIONS = {
     recipe.name: recipe
     for recipe in (
         replace(BOLID, name="bolid_rec", phases=_only(Weights(colour=1.0))),
-        replace(BOLID, name="bolid_one_view", parts=1),
+        replace(BOLID, name="bolid_no_words", words=False),
+        replace(BOLID, name="bolid_one_view", words=False, parts=1),
         replace(BOLID, name="bolid_5_tokens", identity_tokens=5),
         replace(BOLID, name="bolid_40_tokens", identity_tokens=40),
         replace(BOLID, name="bolid_k2", branch=replace(BOLID.branch, gradient_steps=2)),
@@ -175,6 +181,11 @@ ABLATIONS = {
     )
 }
 RECIPES = METHODS | ABLATIONS
+
+
+def words_run(recipe: Recipe | None) -> str:
+    """The run in which `stage words` teaches the recipe's identity encoder: one for each budget of tokens."""
+    return "words" if recipe is None or recipe.identity_tokens == BOLID.identity_tokens else f"words_{recipe.name}"
 
 
 def recipe_config(config: AvatarConfig, recipe: Recipe) -> AvatarConfig:

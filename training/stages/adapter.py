@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from bolid_sdk.contracts import PARTS
-from bolid_training.avatars.captions import names_clothes
 from bolid_training.avatars.parts import Part
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.conditions import (
@@ -104,6 +103,8 @@ class AdapterTask:
     """L_rec and the colours, on pairs. What differs between methods is a recipe's: see `stages.method`."""
 
     drops = Drops()
+    words = True
+    """Whether to begin with what `stage words` has taught, if it has been trained."""
     views = "patches"
     """The array that holds what a person is read from."""
 
@@ -126,6 +127,12 @@ class AdapterTask:
         if self.module.adapter.pose_guider is not None:
             guider = T2IAdapter.from_pretrained(runs / "unet" / "model" / "pose_guider")
             self.module.adapter.pose_guider.load_state_dict(guider.state_dict())
+        if self.words and (taught := self.words_folder()).is_dir():
+            self.module.adapter.load(taught)
+
+    def words_folder(self) -> Path:
+        """Where `stage words` leaves the adapter that this one begins with."""
+        return self.runs / "words" / "model"
 
     def build(self, unet: UNet2DConditionModel) -> ConditionedUNet:
         """The trained module around the frozen UNet."""
@@ -202,9 +209,8 @@ class AdapterTask:
         return {}
 
     def _caption(self, index: int, rng: np.random.Generator) -> str:
-        captions = self.people.captions[index]
-        if rng.random() >= NAME_CLOTHES:
-            captions = [caption for caption in captions if not names_clothes(caption)] or captions
+        captions = self.people.captions if rng.random() < NAME_CLOTHES else self.people.captions_without_clothes
+        captions = captions[index]
         return captions[rng.integers(len(captions))]
 
     def patches(self, patches: np.ndarray, chosen: np.ndarray, dropped: np.ndarray) -> Tensor:
@@ -240,7 +246,7 @@ class AdapterTask:
             ),
             "parts": torch.arange(self.config.parts).expand(2 * count, -1),
         }
-        captions = [people.captions[i][0] for i in indices]
+        captions = [people.captions_without_clothes[i][0] for i in indices]
         batch["encoder_hidden_states"] = self.encode_text([""] * count + captions)
         latents = self.draw(batch, skeleton_batch(arrays["skeletons"][indices]))
         out = to_bytes(self.vae.decode(latents).sample)

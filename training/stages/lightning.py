@@ -132,7 +132,7 @@ class LightningTask:
         indices = people.with_photos[np.linspace(0, len(people.with_photos) - 1, count).astype(int)]
         references = np.array([[people.siblings[i][0]] for i in indices])
         conditions = {
-            "encoder_hidden_states": pairs.encode_text([people.captions[i][0] for i in indices]),
+            "encoder_hidden_states": pairs.encode_text([people.captions_without_clothes[i][0] for i in indices]),
             "patch_tokens": pairs.patches(arrays["patches"], references, np.zeros(count, bool)),
             "parts": torch.arange(self.config.parts).expand(count, -1),
             "skeleton": skeleton_batch(arrays["skeletons"][indices]),

@@ -21,6 +21,7 @@ from bolid_training.stages.pose import PoseTask
 from bolid_training.stages.refine import RefineTask
 from bolid_training.stages.unet import UnetTask
 from bolid_training.stages.vae import VaeTask
+from bolid_training.stages.words import WordsTask
 
 FIRST = {"clip": ClipTask, "vae": VaeTask}
 """These begin with nothing."""
@@ -58,6 +59,8 @@ def build_task(
         return FIRST[name](config, people, validation)
     if name == "pose":
         return PoseTask(config, people, validation, load_people(data, "empty"), runs)
+    if name == "words":
+        return WordsTask(config, people, validation, runs, recipe)
     if recipe is not None:
         return MethodTask(config, people, validation, runs, recipe)
     return LATER[name](config, people, validation, runs)

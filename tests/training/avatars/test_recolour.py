@@ -4,17 +4,24 @@ import numpy as np
 import pytest
 
 from bolid_training.avatars.parts import Part
+from bolid_training.avatars.people import PALETTE
 from bolid_training.avatars.reader import Samples
-from bolid_training.avatars.recolour import DYED, dye, recoloured
+from bolid_training.avatars.recolour import DYED, Dye, draw_dyes, dyed, nearest_name, recoloured, renamed
 
-WORN = [part for group in DYED for part in group]
+WORN = [part for group in DYED.values() for part in group]
+
+
+def worn(color: str, hair: str) -> dict:
+    shirt = {"kind": "shirt", "color": color, "pattern": "plain"}
+    return {"upper": shirt, "outer": None, "lower": None, "shoes": shirt, "hat": None, "hair_color": hair}
 
 
 @pytest.fixture
 def two_people() -> Samples:
     """Two pictures of each of two people, all parts in each, all in one colour."""
     parts = np.tile(np.arange(len(Part), dtype=np.uint8).repeat(8), (4, 8, 1))
-    entry = {"style": "photo", "captions": ["a woman in a red shirt walking", "walking in a park"]}
+    captions = ["a woman in a red shirt walking", "walking in a park"]
+    entry = {"style": "photo", "captions": captions, "attributes": {"person": worn("red", "black")}}
     return Samples(
         images=np.full((*parts.shape, 3), (200, 90, 30), np.uint8),
         parts=parts,
@@ -45,6 +52,24 @@ def test_identities_are_new_and_captions_say_nothing_of_clothes(two_people: Samp
     assert len(two_people.metadata[0]["captions"]) == 2  # the original keeps its own
 
 
+def test_colours_are_named_as_they_are_dyed() -> None:
+    swapped = Dye(np.array([2, 1, 0]), np.ones(3))  # red and blue
+    dyes = dict.fromkeys(DYED, Dye(np.arange(3), np.ones(3))) | {"upper": swapped}
+    named = renamed(worn("red", "blond"), dyes)
+    assert named == worn("red", "blond") | {"upper": worn("blue", "")["upper"]}
+    assert renamed(None, dyes) is None
+    for name, colour in PALETTE.items():
+        assert nearest_name(colour, PALETTE) == name
+
+
+def test_the_names_in_a_variant_are_those_of_its_dyes(two_people: Samples) -> None:
+    variant = recoloured(two_people, 1)
+    for person, entry in zip(variant.identity, variant.metadata, strict=True):
+        dyes = draw_dyes(np.random.default_rng([1, int(person)]))
+        assert entry["attributes"]["person"] == renamed(worn("red", "black"), dyes)
+    assert two_people.metadata[0]["attributes"]["person"] == worn("red", "black")
+
+
 def test_a_sketch_stays_a_sketch(two_people: Samples) -> None:
     two_people.metadata[0]["style"] = "pencil sketch"
     np.testing.assert_array_equal(recoloured(two_people, 1).images[0], two_people.images[0])
@@ -53,5 +78,5 @@ def test_a_sketch_stays_a_sketch(two_people: Samples) -> None:
 def test_light_and_shade_survive() -> None:
     """A dyed cloth is darker where the cloth was darker."""
     image = np.repeat(np.linspace(10, 120, 16, dtype=np.uint8)[None, :, None], 3, axis=2)
-    dyed = dye(image, np.full((1, 16), Part.UPPER, np.uint8), np.random.default_rng(0))
-    assert (np.diff(dyed.astype(int), axis=1) >= 0).all()
+    cloth = dyed(image, np.full((1, 16), Part.UPPER, np.uint8), draw_dyes(np.random.default_rng(0)))
+    assert (np.diff(cloth.astype(int), axis=1) >= 0).all()

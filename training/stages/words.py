@@ -1,0 +1,91 @@
+"""Stage `words`: identity tokens learn the base's language before they are heard.
+
+Cross-attention to identity tokens begins with the text's keys and values. So a token that is the text encoder's state
+of "a red shirt" is painted as a red shirt from the first step, while L_rec alone has to find both the tokens and how to
+read them. Token i is taught the i-th of six states in turn, each where the text encoder has read one phrase of the
+person's description (`avatars.description`): mean squared error, from a photograph of the person. No picture is drawn,
+so that a step costs a fiftieth of the adapter's. After it `stage adapter` says what no word does.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from bolid_training.avatars.description import Phrase, description, place_of
+from bolid_training.data import People, cached
+from bolid_training.model.config import AvatarConfig
+from bolid_training.recipes.methods import Recipe, recipe_config
+from bolid_training.stages.adapter import AdapterTask, ConditionedUNet
+from bolid_training.stages.clip import tokenize
+
+
+class SpeakingUNet(ConditionedUNet):
+    """The identity encoder learns, the rest of the adapter stays as it begins: a batch in, identity tokens out."""
+
+    def __init__(self, unet: UNet2DConditionModel, config: AvatarConfig):
+        super().__init__(unet, config)
+        self.requires_grad_(False)
+        self.adapter.identity_encoder.requires_grad_(True)
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.adapter.identity_encoder(batch["patch_tokens"], batch["parts"])
+
+
+class WordsTask(AdapterTask):
+    """BoLID's identity encoder, or that of a recipe with another budget of tokens."""
+
+    words = False
+
+    def __init__(
+        self, config: AvatarConfig, people: People, validation: People, runs: Path, recipe: Recipe | None = None
+    ):
+        super().__init__(recipe_config(config, recipe) if recipe else config, people, validation, runs)
+        # both end in a LayerNorm: with the text's, tokens are of the states' size from the start
+        norm = self.text_encoder.final_layer_norm
+        self.module.adapter.identity_encoder.resampler.norm_out.load_state_dict(norm.state_dict())
+        states = cached(runs / "cache" / f"words-train-{len(self.people)}.npy", self._states, len(self.people))
+        self.states = torch.from_numpy(np.array(states))
+        self.spread = self.states.var(0).mean()
+
+    def build(self, unet: UNet2DConditionModel) -> SpeakingUNet:
+        return SpeakingUNet(unet, self.config)
+
+    def _states(self, piece: slice) -> np.ndarray:
+        told = [description(entry["attributes"]["person"]) for entry in self.people.metadata[piece]]
+        return word_states(self.text_encoder, self.tokenizer, told).numpy()
+
+    def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
+        indices = rng.choice(np.flatnonzero(self.people.photos), size)
+        return {
+            "patch_tokens": self.patches(self.train_arrays["patches"], indices[:, None], np.zeros(size, bool)),
+            "parts": torch.arange(self.config.parts).expand(size, -1),
+            "states": self.states[indices],
+        }
+
+    def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The mean squared error as a share of the states' variance between people: 1 for who says the same of all."""
+        tokens = module(batch).float()
+        taught = torch.arange(tokens.shape[1]) % batch["states"].shape[1]
+        return {"loss": F.mse_loss(tokens, batch["states"][:, taught]) / self.spread}
+
+
+@torch.no_grad()
+def word_states(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, told: Sequence[list[Phrase]]) -> Tensor:
+    """float32 [B, 6, C]: the hidden states at the end of the phrase that tells each of `TOLD`."""
+    sentences = [" ".join(words for _, words in phrases) for phrases in told]
+    states = text_encoder(tokenize(tokenizer, sentences))[0].float()
+    ends = torch.tensor([_ends(tokenizer, phrases) for phrases in told])
+    return states.gather(1, ends[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def _ends(tokenizer: CLIPTokenizer, phrases: list[Phrase]) -> list[int]:
+    """For each of `TOLD` the index of its phrase's last token."""
+    lengths = [len(tokenizer(words)["input_ids"]) - 2 for _, words in phrases]  # without the two special tokens
+    ends = np.cumsum(lengths)  # the sentence begins with a special token, too
+    return [int(ends[index]) for index in place_of(phrases).values()]
