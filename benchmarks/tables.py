@@ -23,6 +23,7 @@ DOCUMENTS = (
 RESULTS = ROOT / "benchmarks" / "results"
 EVALUATION = ROOT / "docs" / "results" / "avatar.json"
 COMPARISON = ROOT / "docs" / "results" / "comparison.json"
+ABLATIONS = ROOT / "docs" / "results" / "ablations.json"
 TABLE = re.compile(r"(?P<start><!-- table: (?P<name>[\w-]+) -->\n).*?(?P<stop><!-- /table -->)", re.DOTALL)
 
 
@@ -79,7 +80,7 @@ def classes(measured: dict) -> str:
 def comparison() -> str:
     """The methods on the same people, prompts and noise, between what is possible and what is worth nothing."""
     measured = json.loads(COMPARISON.read_text())
-    rows = [row for row in measured["rows"] if row["model"] not in ABLATED]
+    rows = measured["rows"]
     columns = {name: title for name, title in COMPARED.items() if name in rows[0]["metrics"]}
     lines = [
         (f"{MODELS.get(row['model'], row['model'])}, {sampled(row)}", *judged(row["metrics"], columns), pace(row))
@@ -93,14 +94,13 @@ def comparison() -> str:
 
 def ablations() -> str:
     """BoLID without its parts, or with what it does without: what that changes, picture by picture."""
-    measured = json.loads(COMPARISON.read_text())
-    first, rows = measured["rows"][0], {row["model"]: row for row in measured["rows"]}
+    measured = json.loads(ABLATIONS.read_text())
+    first, *rows = measured["rows"]
     columns = {name: title for name, title in COMPARED.items() if name in first["metrics"]}
-    lines = [
-        (title, *(changed(rows[model], name) for name in columns)) for model, title in ABLATED.items() if model in rows
-    ]
-    whole = (MODELS[first["model"]], *judged(first["metrics"], columns))
-    return f"{markdown(('', *columns.values()), [whole, *lines])}\n{sample(measured['setup'])}; 95 % intervals.\n"
+    lines = [(ABLATED[row["model"]], *(changed(row, name) for name in columns)) for row in rows]
+    whole, setup = (MODELS[first["model"]], *judged(first["metrics"], columns)), measured["setup"]
+    note = f"{sample(setup)}; 95 % intervals; commit {setup['commit'][:9]}."
+    return f"{markdown(('', *columns.values()), [whole, *lines])}\n{note}\n"
 
 
 def changed(row: dict, name: str) -> str:
@@ -159,6 +159,7 @@ MODELS = {
     "pulid": "PuLID",
     "pulid_pose": "PuLID + T2I-Adapter",
     "bolid": "BoLID",
+    "bolid_no_words": "BoLID without the words",
     "embedded": "BoLID, embedded",
     "embedded_2": "BoLID, embedded",
 }

@@ -144,17 +144,16 @@ def test_ablations_show_what_each_part_changes(tables, tmp_path, monkeypatch):
         "rows": [
             {"model": "bolid", "metrics": whole},
             {"model": "bolid_no_id", "metrics": whole, "minus_first_row": differences},
-            {"model": "pulid", "metrics": whole, "minus_first_row": differences},
         ],
-        "setup": {"pictures": 1000, "people": 250},
+        "setup": {"pictures": 1000, "people": 250, "commit": "0123456789abcdef"},
     }
-    (tmp_path / "comparison.json").write_text(json.dumps(measured))
-    monkeypatch.setattr(tables, "COMPARISON", tmp_path / "comparison.json")
+    (tmp_path / "ablations.json").write_text(json.dumps(measured))
+    monkeypatch.setattr(tables, "ABLATIONS", tmp_path / "ablations.json")
     assert tables.ablations() == (
         "|  | Frechet distance, CLIP ↓ | ID similarity ↑ | POSE accuracy, PCK@0.1 ↑ |\n"
         "| --- | ---: | ---: | ---: |\n"
         "| BoLID | **0.250** (0.150–0.350) | **0.500** (0.400–0.600) | **0.750** (0.650–0.850) |\n"
         "| without L_id | **0.250** (0.150–0.350) | -0.125 (-0.250 to +0.062) | **-0.500** (-0.600 to -0.400) |\n"
         "\n"
-        "1000 pictures of 250 unseen people; 95 % intervals.\n"
+        "1000 pictures of 250 unseen people; 95 % intervals; commit 012345678.\n"
     )

@@ -81,9 +81,9 @@ class Recipe:
     """One method.
 
     `parts`: what the person is read from: 5 crops of body, head, torso, legs and feet, or 1, which is the whole of a
-    picture. `words`: begins with the identity tokens that `stage words` has taught. `identity_tokens`: the budget of all
-    parts together; of whole pictures, each one's. `identity_net`: InstantID's, a ControlNet on the skeleton map whose
-    text is the identity tokens. `pose_guider`: the base's, trained along, frozen, or not used in training.
+    picture. `words`: begins with the identity tokens that `stage words` has taught. `identity_tokens`: the budget of
+    all parts together; of whole pictures, each one's. `identity_net`: InstantID's, a ControlNet on the skeleton map
+    whose text is the identity tokens. `pose_guider`: the base's, trained along, frozen, or not used in training.
     """
 
     name: str

@@ -86,6 +86,7 @@ def word_states(text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, told: Seq
 
 def _ends(tokenizer: CLIPTokenizer, phrases: list[Phrase]) -> list[int]:
     """For each of `TOLD` the index of its phrase's last token."""
-    lengths = [len(tokenizer(words)["input_ids"]) - 2 for _, words in phrases]  # without the two special tokens
+    tokens = tokenizer([words for _, words in phrases])["input_ids"]
+    lengths = [len(phrase) - 2 for phrase in tokens]  # without the two special tokens
     ends = np.cumsum(lengths)  # the sentence begins with a special token, too
     return [int(ends[index]) for index in place_of(phrases).values()]
