@@ -25,7 +25,8 @@ def people(count=24, views=3):
     keypoints = rng.uniform(0.2, 0.8, (count, 12, 3)).astype(np.float32)
     keypoints[..., 2] = 2
     parts = rng.choice([Part.BACKGROUND, Part.UPPER, Part.LOWER, Part.HAIR], (count, 64, 64)).astype(np.uint8)
-    entry = {"style": "photo", "pose": "standing", "scene": "beach", "captions": ["standing", "a person at the beach"]}
+    told = {"captions": ["standing", "a person at the beach"], "attributes": {"person": None}}
+    entry = {"style": "photo", "pose": "standing", "scene": "beach"} | told
     return People(
         images=rng.integers(256, size=(count, 64, 64, 3), dtype=np.uint8),
         parts=parts,
