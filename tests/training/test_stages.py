@@ -109,6 +109,24 @@ def test_refinement_begins_with_the_student_and_moves_all_of_it(runs, data):
         assert any(p.grad is not None and p.grad.any() for p in module.parameters())
 
 
+def test_words_are_taught_to_the_identity_encoder_alone_and_the_adapter_begins_there(runs, data):
+    task = build_task("words", data, runs, config=TINY)
+    batch = task.batch(np.random.default_rng(0), 64)
+    nobody = (batch["patch_tokens"] == task.null).flatten(1).all(1)
+    nothing = task.encode_text([""])[0, 1 : 1 + batch["states"].shape[1]]
+    assert 0 < nobody.sum() < 32
+    assert all(torch.equal(state, nothing) for state in batch["states"][nobody])
+    assert not any(torch.equal(state, nothing) for state in batch["states"][~nobody])
+    task.losses(task.module, batch)["loss"].backward()
+    assert {name.split(".")[1] for name, p in task.module.named_parameters() if p.grad is not None} == {
+        "identity_encoder"
+    }
+    begun = build_task("adapter", data, runs, config=TINY).module.adapter.identity_encoder.state_dict()
+    task.load(runs / "words" / "model")
+    taught = task.module.adapter.identity_encoder.state_dict()
+    assert all(torch.equal(begun[name], taught[name]) for name in taught)
+
+
 def test_kept_stages_let_another_machine_go_on(runs, data, tmp_path):
     keep_stages(["clip", "vae"], runs, tmp_path)
     assert (

@@ -3,8 +3,8 @@
 Cross-attention to identity tokens begins with the text's keys and values. So a token that is the text encoder's state
 of "a red shirt" is painted as a red shirt from the first step, while L_rec alone has to find both the tokens and how to
 read them. Token i is taught the i-th of six states in turn, each where the text encoder has read one phrase of the
-person's description (`avatars.description`): mean squared error, from a photograph of the person. No picture is drawn,
-so that a step costs a fiftieth of the adapter's. After it `stage adapter` says what no word does.
+person's description (`avatars.description`): mean squared error, from a photograph of the person. Nobody, whom guidance
+asks for, is the empty prompt. No picture is drawn. After it `stage adapter` says what no word does.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from bolid_training.avatars.description import Phrase, description, place_of
+from bolid_training.avatars.description import TOLD, Phrase, description, place_of
 from bolid_training.data import People, cached
 from bolid_training.model.config import AvatarConfig
 from bolid_training.recipes.methods import Recipe, recipe_config
 from bolid_training.stages.adapter import AdapterTask, ConditionedUNet
 from bolid_training.stages.clip import tokenize
+
+NOBODY = 0.1  # share of samples without a person
 
 
 class SpeakingUNet(ConditionedUNet):
@@ -51,6 +53,7 @@ class WordsTask(AdapterTask):
         self.module.adapter.identity_encoder.resampler.norm_out.load_state_dict(norm.state_dict())
         states = cached(runs / "cache" / f"words-train-{len(self.people)}.npy", self._states, len(self.people))
         self.states = torch.from_numpy(np.array(states))
+        self.nothing = self.encode_text([""])[0, 1 : 1 + len(TOLD)]
         self.spread = self.states.var(0).mean()
 
     def build(self, unet: UNet2DConditionModel) -> SpeakingUNet:
@@ -61,11 +64,13 @@ class WordsTask(AdapterTask):
         return word_states(self.text_encoder, self.tokenizer, told).numpy()
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
-        indices = rng.choice(np.flatnonzero(self.people.photos), size)
+        indices, nobody = rng.choice(np.flatnonzero(self.people.photos), size), rng.random(size) < NOBODY
+        states = self.states[indices]
+        states[torch.from_numpy(nobody)] = self.nothing
         return {
-            "patch_tokens": self.patches(self.train_arrays["patches"], indices[:, None], np.zeros(size, bool)),
+            "patch_tokens": self.patches(self.train_arrays["patches"], indices[:, None], nobody),
             "parts": torch.arange(self.config.parts).expand(size, -1),
-            "states": self.states[indices],
+            "states": states,
         }
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
