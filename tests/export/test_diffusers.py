@@ -133,8 +133,9 @@ def noise_scene(checkpoint):
         parts=np.arange(5),
         image_prompt=normal(3, side, side),
         skeleton=random.random((3, sizes.native_height, sizes.native_width), np.float32),
-        identity_scale=4.0,
-        image_scale=2.0,
+        # so that either shows beside the other: the avatar's identity speaks louder of noise than its image prompt
+        identity_scale=2.0,
+        image_scale=4.0,
         seed=3,
     )
 
