@@ -81,7 +81,9 @@ main.add_command(fit_command, "fit")
 @click.option("--warm", is_flag=True, help="Begin with RUNS/NAME/model, not with random weights: see `unpack`.")
 @click.option("--seed", default=0, show_default=True)
 @click.option(
-    "--recipe", type=click.Choice(list(methods.RECIPES)), help="Of `adapter`, the method: goes to RUNS/RECIPE."
+    "--recipe",
+    type=click.Choice(list(methods.RECIPES)),
+    help="Of `adapter` or its `words`: the method. Goes to RUNS/RECIPE.",
 )
 @click.option("--pose-guider", type=click.Choice(get_args(methods.PoseGuiderUse)), help="Instead of the recipe's.")
 @click.option("--undistilled", is_flag=True, help="The recipe's lightning branch draws with the base itself.")

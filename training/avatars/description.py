@@ -1,6 +1,6 @@
 """A person in words, one phrase for each thing that is worn: what captions would say if they left nothing out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from bolid_training.avatars import phrases
@@ -36,13 +36,6 @@ def _hair(person: Mapping[str, Any]) -> str:
 
 
 def _garment(garment: Mapping[str, str]) -> str:
-    return " ".join(_words(garment))
-
-
-def _words(garment: Mapping[str, str]) -> Iterator[str]:
-    if garment["kind"] not in phrases.PLURAL:
-        yield "a"
-    if garment["pattern"] != "plain":
-        yield garment["pattern"]
-    yield garment["color"]
-    yield garment["kind"]
+    article = "" if garment["kind"] in phrases.PLURAL else "a"
+    pattern = "" if garment["pattern"] == "plain" else garment["pattern"]
+    return " ".join(word for word in (article, pattern, garment["color"], garment["kind"]) if word)

@@ -103,8 +103,8 @@ class AdapterTask:
     """L_rec and the colours, on pairs. What differs between methods is a recipe's: see `stages.method`."""
 
     drops = Drops()
-    words = True
-    """Whether to begin with what `stage words` has taught, if it has been trained."""
+    begins_with: str | None = "words"
+    """The run whose adapter this one begins with, if it has been trained."""
     views = "patches"
     """The array that holds what a person is read from."""
 
@@ -127,12 +127,8 @@ class AdapterTask:
         if self.module.adapter.pose_guider is not None:
             guider = T2IAdapter.from_pretrained(runs / "unet" / "model" / "pose_guider")
             self.module.adapter.pose_guider.load_state_dict(guider.state_dict())
-        if self.words and (taught := self.words_folder()).is_dir():
+        if self.begins_with and (taught := runs / self.begins_with / "model").is_dir():
             self.module.adapter.load(taught)
-
-    def words_folder(self) -> Path:
-        """Where `stage words` leaves the adapter that this one begins with."""
-        return self.runs / "words" / "model"
 
     def build(self, unet: UNet2DConditionModel) -> ConditionedUNet:
         """The trained module around the frozen UNet."""

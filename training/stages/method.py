@@ -138,22 +138,19 @@ class MethodTask(AdapterTask):
         self.recipe, self.drops = recipe, recipe.drops
         self.fast = few_step_unet(runs) if recipe.losses.branch and recipe.branch.distilled else None
         self.views = "whole" if recipe.parts == 1 else "patches"
-        self.words = recipe.words
-        super().__init__(recipe_config(config, recipe), people, validation, runs)
-        if self.words and not self.words_folder().is_dir():
+        self.begins_with = words_run(recipe) if recipe.words else None
+        if self.begins_with and not (taught := runs / self.begins_with / "model").is_dir():
             raise FileNotFoundError(
-                f"{self.words_folder()} is missing, which this recipe begins with: run `bolid-train stage words "
+                f"{taught} is missing, which this recipe begins with: run `bolid-train stage words "
                 f"--recipe {recipe.name}` first, or take a recipe without (bolid_no_words)"
             )
+        super().__init__(recipe_config(config, recipe), people, validation, runs)
         self.clip = CLIPModel.from_pretrained(clip_folder(runs)).eval().requires_grad_(False)
         self.pose_estimator = load_pose_estimator(runs / "pose" / "model").eval().requires_grad_(False)
         self.centre = self._centre() if recipe.losses.embedding else None
         if any(phase.weights.clip for phase in recipe.phases):
             warn_of_strangers(self.retrieval())
         self.reach(0.0)
-
-    def words_folder(self) -> Path:
-        return self.runs / words_run(self.recipe) / "model"
 
     def reach(self, share: float) -> None:
         """The phase after this share of the steps."""

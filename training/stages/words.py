@@ -42,7 +42,7 @@ class SpeakingUNet(ConditionedUNet):
 class WordsTask(AdapterTask):
     """BoLID's identity encoder, or that of a recipe with another budget of tokens."""
 
-    words = False
+    begins_with = None
 
     def __init__(
         self, config: AvatarConfig, people: People, validation: People, runs: Path, recipe: Recipe | None = None
@@ -53,6 +53,7 @@ class WordsTask(AdapterTask):
         self.module.adapter.identity_encoder.resampler.norm_out.load_state_dict(norm.state_dict())
         states = cached(runs / "cache" / f"words-train-{len(self.people)}.npy", self._states, len(self.people))
         self.states = torch.from_numpy(np.array(states))
+        self.photos = np.flatnonzero(self.people.photos)
         self.nothing = self.encode_text([""])[0, 1 : 1 + len(TOLD)]
         self.spread = self.states.var(0).mean()
 
@@ -64,7 +65,7 @@ class WordsTask(AdapterTask):
         return word_states(self.text_encoder, self.tokenizer, told).numpy()
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
-        indices, nobody = rng.choice(np.flatnonzero(self.people.photos), size), rng.random(size) < NOBODY
+        indices, nobody = rng.choice(self.photos, size), rng.random(size) < NOBODY
         states = self.states[indices]
         states[torch.from_numpy(nobody)] = self.nothing
         return {
