@@ -22,6 +22,7 @@ from bolid_training.model.config import AvatarConfig
 from bolid_training.model.lightning import LIGHTNING, LORA_FILE, STEPS
 from bolid_training.model.pose_estimator import load_pose_estimator
 from bolid_training.recipes.methods import RECIPES, Recipe, recipe_config
+from bolid_training.stages.decoder import autoencoder_folder
 
 
 def assemble_checkpoint(
@@ -34,10 +35,10 @@ def assemble_checkpoint(
 ) -> int:
     """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes.
 
-    With a `runs/lightning/model` (or `runs/refine/model`, which goes on from there), its LoRA and its adapter go in,
-    and the checkpoint samples as they were trained to. With a `recipe`, the adapter is that of `runs/RECIPE/model`, the
-    sizes are the recipe's, and the LoRA goes in only if `few_steps` says so. Raises FileNotFoundError for what has not
-    been trained.
+    A `runs/decoder/model` goes in instead of `vae`. With a `runs/lightning/model` (or `runs/refine/model`, which goes
+    on from there), its LoRA and its adapter go in, and the checkpoint samples as they were trained to. With a `recipe`,
+    the adapter is that of `runs/RECIPE/model`, the sizes are the recipe's, and the LoRA goes in only if `few_steps`
+    says so. Raises FileNotFoundError for what has not been trained.
     """
     config, model = config or AvatarConfig(), _models(runs)
     refined, lightning = (runs / name / "model" for name in ("refine", LIGHTNING))
@@ -59,7 +60,7 @@ def assemble_checkpoint(
     Checkpoint(
         config=config,
         unet=unet,
-        vae=AutoencoderTiny.from_pretrained(model["vae"]),
+        vae=AutoencoderTiny.from_pretrained(autoencoder_folder(runs)),
         text_encoder=CLIPTextModel.from_pretrained(model["unet"] / "text_encoder"),
         text_projection=clip["text_projection"],
         image_encoder=clip["image_encoder"],

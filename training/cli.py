@@ -43,11 +43,12 @@ def main() -> None:
       bolid-train profile unet               what a step reaches of this machine
       bolid-train stage clip                 tokenizer and CLIP
       bolid-train stage vae                  autoencoder
+      bolid-train stage decoder              its decoder alone, for as long as one likes
       bolid-train stage pose                 12 keypoints
       bolid-train stage unet                 the text-to-image base
       bolid-train stage clip_text            a text tower that knows pictures, for L_CLIP
       bolid-train stage words                identity tokens that speak as the text encoder does
-    bolid-train stage adapter              BoLID on the frozen base
+      bolid-train stage adapter              BoLID on the frozen base
       bolid-train stage lightning            both in four steps without guidance
       bolid-train stage refine               ... taught by finished pictures
       bolid-train assemble                   one diffusers folder of all that

@@ -26,6 +26,7 @@ TINY = AvatarConfig(
 )
 
 # a checkpoint holds the base's text encoder, not CLIP's, the adapter's pose guider, not the base's, and no temperature
+AUTOENCODER = "diffusion_pytorch_model.safetensors"
 REPLACED = {"clip": ("clip.text_model", "clip.logit_scale"), "unet": ("pose_guider",)}
 
 
@@ -88,14 +89,25 @@ def test_a_checkpoint_samples_as_its_lightning_was_trained_to(runs, data, tmp_pa
 def test_an_unpacked_checkpoint_is_what_the_stages_had_written(runs, data, tmp_path):
     assemble_checkpoint(runs, tmp_path / "checkpoint", TINY)
     unpack_checkpoint(tmp_path / "checkpoint", tmp_path / "runs")
-    for name in set(STAGES) - {"clip_text", "words", "refine"}:
+    becomes = {name: name for name in set(STAGES) - {"clip_text", "vae", "words", "refine"}} | {"decoder": "vae"}
+    for name, unpacked in becomes.items():
         task, again = (build_task(name, data, runs, config=TINY) for _ in range(2))
         task.load(runs / name / "model")
-        again.load(tmp_path / "runs" / name / "model")
+        again.load(tmp_path / "runs" / unpacked / "model")
         expected = task.module.state_dict()
         found = again.module.state_dict()
         same = [key for key in expected if not key.startswith(REPLACED.get(name, ()))]
         assert all((expected[key] - found[key]).abs().max() < 2e-3 for key in same)
+
+
+def test_the_decoder_goes_on_alone_and_is_what_draws(runs, tmp_path):
+    before, after = (load_file(runs / name / "model" / AUTOENCODER) for name in ("vae", "decoder"))
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"decoder"}
+    assemble_checkpoint(runs, tmp_path, TINY)
+    drawn = load_checkpoint(tmp_path).vae.state_dict()
+    assert all((drawn[name] - after[name]).abs().max() < 1e-3 for name in after)  # float16 on disk
+    assert not all(torch.equal(drawn[name], before[name].half().float()) for name in before)
 
 
 def test_refinement_begins_with_the_student_and_moves_all_of_it(runs, data):
@@ -129,9 +141,7 @@ def test_words_are_taught_to_the_identity_encoder_alone_and_the_adapter_begins_t
 
 def test_kept_stages_let_another_machine_go_on(runs, data, tmp_path):
     keep_stages(["clip", "vae"], runs, tmp_path)
-    assert (
-        load_file(tmp_path / "vae" / "model" / "diffusion_pytorch_model.safetensors").popitem()[1].dtype is torch.half
-    )
+    assert load_file(tmp_path / "vae" / "model" / AUTOENCODER).popitem()[1].dtype is torch.half
     train(build_task("unet", data, tmp_path, config=TINY), options(tmp_path / "unet"))
     assert (tmp_path / "unet" / "model" / "config.json").exists()
     with pytest.raises(FileNotFoundError, match="bolid-train stage adapter"):

@@ -39,6 +39,7 @@ from bolid_training.model.sampling import sample_latents, seeded_noise
 from bolid_training.precision import autocast, fastest_layout
 from bolid_training.recipes.methods import Drops
 from bolid_training.stages.clip import tokenize
+from bolid_training.stages.decoder import autoencoder_folder
 from bolid_training.stages.unet import (
     BODY_WEIGHT,
     cached_body_weights,
@@ -111,7 +112,7 @@ class AdapterTask:
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
         people = with_recoloured(people, RECOLOURED)
         self.config, self.people, self.validation, self.runs = config, people, validation, runs
-        self.vae = AutoencoderTiny.from_pretrained(runs / "vae" / "model").eval().requires_grad_(False)
+        self.vae = AutoencoderTiny.from_pretrained(autoencoder_folder(runs)).eval().requires_grad_(False)
         clip = CLIPModel.from_pretrained(runs / "clip" / "model")
         self.tokenizer = CLIPTokenizer.from_pretrained(runs / "clip" / "model")
         text_encoder = CLIPTextModel.from_pretrained(runs / "unet" / "model" / "text_encoder")

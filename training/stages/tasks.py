@@ -15,6 +15,7 @@ from bolid_training.recipes.methods import Recipe
 from bolid_training.stages.adapter import AdapterTask
 from bolid_training.stages.clip import ClipTask
 from bolid_training.stages.clip_text import ClipTextTask
+from bolid_training.stages.decoder import DecoderTask
 from bolid_training.stages.lightning import LightningTask
 from bolid_training.stages.method import MethodTask
 from bolid_training.stages.pose import PoseTask
@@ -27,6 +28,7 @@ FIRST = {"clip": ClipTask, "vae": VaeTask}
 """These begin with nothing."""
 
 LATER = {
+    "decoder": DecoderTask,
     "unet": UnetTask,
     "clip_text": ClipTextTask,
     "adapter": AdapterTask,

@@ -80,13 +80,8 @@ class VaeTask:
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         out, latents = module(batch["pixels"], batch["noise"])
-        out, target = out.float(), batch["pixels"]
-        error = (out - target).abs().mean() + F.mse_loss(out, target)
-        tint = (chroma(out) - chroma(target)).abs().mean()
-        edges = sum((a - b).abs().mean() for a, b in zip(gradients(out), gradients(target), strict=True))
-        spread = unit_variance(latents.float())
-        loss = error + EDGE_WEIGHT * edges + CHROMA_WEIGHT * tint + LATENT_WEIGHT * spread
-        return {"loss": loss, "error": error, "chroma": tint, "spread": spread}
+        losses, spread = pixel_losses(out.float(), batch["pixels"]), unit_variance(latents.float())
+        return losses | {"loss": losses["loss"] + LATENT_WEIGHT * spread, "spread": spread}
 
     def validate(self, sheet: Path) -> dict[str, float]:
         vae = self.module.vae
@@ -102,6 +97,14 @@ class VaeTask:
 
     def load(self, folder: Path) -> None:
         self.module.vae.load_state_dict(AutoencoderTiny.from_pretrained(folder).state_dict())
+
+
+def pixel_losses(out: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Of pictures [B, 3, H, W] in [-1, 1]: in brightness and colour, in edges, and in colour alone."""
+    error = (out - target).abs().mean() + F.mse_loss(out, target)
+    tint = (chroma(out) - chroma(target)).abs().mean()
+    edges = sum((a - b).abs().mean() for a, b in zip(gradients(out), gradients(target), strict=True))
+    return {"loss": error + EDGE_WEIGHT * edges + CHROMA_WEIGHT * tint, "error": error, "chroma": tint}
 
 
 def chroma(image: Tensor) -> Tensor:
