@@ -6,8 +6,9 @@ The lightning branch draws pictures from pure noise, and the gradient goes back 
 
 L_id (eq. 3 of the brief) asks the model's own pose estimator for the 12 keypoints. L_colour asks no network: it
 compares the mean colour of each part of the body with that of the true picture of the person in that pose. L_anchor
-keeps the rest as it was: v stays near to what the student, as it began, says of the same latents. L_CLIP is left out:
-an unpacked checkpoint has no CLIP any more that would know pictures and sentences alike.
+keeps the rest as it was: v stays near to what the student, as it began, says of the same latents, and where the
+person is not, to what it says of them without identity. For words of clothes are heard in places, too. L_CLIP is left
+out: an unpacked checkpoint has no CLIP any more that would know pictures and sentences alike.
 """
 
 from copy import deepcopy
@@ -32,7 +33,7 @@ from bolid_training.stages.adapter import COLOURED, AdapterTask
 from bolid_training.stages.lightning import LightningUNet
 
 GRADIENT_STEPS = 2
-ANCHOR_WEIGHT, ID_WEIGHT, COLOUR_WEIGHT = 1.0, 0.5, 1.0
+ANCHOR_WEIGHT, ID_WEIGHT, COLOUR_WEIGHT = 2.0, 0.5, 1.0
 SEEN = 40  # pixels of a part below which its mean colour says little
 
 Step = tuple[Tensor, Tensor, Tensor]
@@ -40,27 +41,34 @@ Step = tuple[Tensor, Tensor, Tensor]
 
 
 class FewStepUNet(LightningUNet):
-    """The student with its steps: conditions and noise in, finished latents and the differentiated steps out."""
+    """The student with its steps: conditions and noise in, finished latents and the differentiated steps out.
+
+    Those are the last ones, and for each picture one of the earlier ones, which decide about the place.
+    """
 
     def __init__(self, unet: UNet2DConditionModel, config: AvatarConfig, scheduler: DDIMScheduler):
         super().__init__(unet, config)
         self.scheduler = scheduler
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[Step]]:
-        predict, steps = self.predictor(batch), []
+        predict, steps, early = self.predictor(batch), [], []
 
         def remembered(sample: Tensor, timestep: Tensor) -> Tensor:
             output = predict(sample, timestep)
-            if torch.is_grad_enabled():
-                steps.append((sample, timestep, output))
+            (steps if torch.is_grad_enabled() else early).append((sample, timestep, output))
             return output
 
         sizes = {"steps": STEPS, "gradient_steps": GRADIENT_STEPS}
-        return lightning_sample(remembered, self.scheduler, batch["noise"], **sizes), steps
+        latents = lightning_sample(remembered, self.scheduler, batch["noise"], **sizes)
+        if steps:
+            sample, timestep = one_for_each(early)
+            steps.append((sample, timestep, predict(sample, timestep)))
+        return latents, steps
 
-    def predictor(self, batch: dict[str, Tensor]) -> Predict:
+    def predictor(self, batch: dict[str, Tensor], identity_scale: float = 1.0) -> Predict:
         """The UNet under the conditions, which are encoded once for all steps."""
         attention = self.attention(batch)
+        attention["identity_scale"] = identity_scale * attention["identity_scale"]
         features = masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
 
         def predict(sample: Tensor, timestep: Tensor) -> Tensor:
@@ -112,11 +120,12 @@ class RefineTask(AdapterTask):
 
     def anchor_loss(self, steps: list[Step], batch: dict[str, Tensor]) -> Tensor:
         """Mean squared distance of each step's v from what the student said before it was refined."""
+        where = identity_masks(batch["body"], batch["keep_pose"])
         with torch.no_grad(), autocast():
-            predict = self.before.predictor(batch)
-            before = [predict(sample.detach(), timestep) for sample, timestep, _ in steps]
+            told, untold = self.before.predictor(batch), self.before.predictor(batch, identity_scale=0.0)
+            before = [torch.lerp(untold(x, at).float(), told(x, at).float(), where) for x, at, _ in detached(steps)]
         pairs = zip(steps, before, strict=True)
-        return torch.stack([F.mse_loss(output.float(), v.float()) for (_, _, output), v in pairs]).mean()
+        return torch.stack([F.mse_loss(output.float(), v) for (_, _, output), v in pairs]).mean()
 
     def _keypoints(self, pictures: Tensor) -> Tensor:
         """[B, 12, 3] of pictures [B, 3, H, W] in [-1, 1]."""
@@ -136,6 +145,24 @@ class RefineTask(AdapterTask):
 
     def load(self, folder: Path) -> None:
         self.module.load(folder)
+
+
+def one_for_each(steps: list[Step]) -> tuple[Tensor, Tensor]:
+    """Latents and timestep [B] of one step for each sample, in turn."""
+    turn = torch.arange(len(steps[0][0])) % len(steps)
+    samples, timesteps = (torch.stack(column) for column in zip(*(step[:2] for step in steps), strict=True))
+    rows = torch.arange(len(turn))
+    return samples[turn, rows], timesteps[turn, rows]
+
+
+def detached(steps: list[Step]) -> list[Step]:
+    return [(sample.detach(), timestep, output.detach()) for sample, timestep, output in steps]
+
+
+def identity_masks(body: Tensor, keep_pose: Tensor) -> Tensor:
+    """[B, 1, h, w]: how much of each latent pixel is the person's, or next to it; all where no skeleton says where."""
+    near = F.max_pool2d(body.float(), 3, stride=1, padding=1)
+    return torch.where(keep_pose[:, None, None, None], near, torch.ones_like(near))
 
 
 def part_masks(parts: np.ndarray) -> Tensor:
