@@ -117,9 +117,10 @@ def test_refinement_begins_with_the_student_and_moves_all_of_it(runs, data):
     nowhere = batch | {"keep_pose": torch.ones(4, dtype=torch.bool), "body": torch.zeros_like(batch["body"])}
     with autocast():
         losses, places = task.losses(task.module, everywhere), task.losses(task.module, nowhere)
-    assert losses["anchor"] < 1e-6 < losses["colours"]
+    assert losses["anchor"] < 1e-6
     assert places["anchor"] > 1e-5  # without identity where nobody is, which the student does not know yet
-    losses["loss"].backward()
+    assert places["colours"] > 1e-6
+    places["loss"].backward()
     adapter = task.module.adapter
     for module in (task.module.lora, adapter.identity_encoder, adapter.pose_guider):
         assert any(p.grad is not None and p.grad.any() for p in module.parameters())
