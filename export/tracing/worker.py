@@ -22,9 +22,15 @@ from bolid_export.tracing.stream import trace_apart
 
 
 def main(folder: Path) -> None:
-    Thread(target=_end_with_exporter, args=(folder,), daemon=True).start()
+    ending = Thread(target=_end_with_exporter, args=(folder,), daemon=True)
+    ending.start()
     torch.set_num_threads(1)
-    asked = torch.load(request_file(folder), weights_only=False)
+    try:
+        asked = torch.load(request_file(folder), weights_only=False)
+    except FileNotFoundError:
+        # the exporter is gone, and what it asked with it: the rest is to follow before this process may end
+        ending.join()
+        raise
     for name, graph in asked["graphs"].items():
         if claim(folder, name):
             _make_known(graph)

@@ -22,7 +22,7 @@ from bolid_export.half import HalfOnFloat32
 from bolid_export.pipeline import Target, export_bundle
 from bolid_export.residency import Residency
 from bolid_export.sources import open_source, stored
-from bolid_export.tracing import stream
+from bolid_export.tracing import stream, worker
 from bolid_export.tracing.ahead import WORKER, TraceAhead, request_file
 from bolid_export.verification.as_written import AsWritten
 from bolid_export.verification.effort import choose_effort
@@ -239,6 +239,20 @@ def test_a_killed_exporter_leaves_no_tracer(tmp_path):
             os.kill(tracer, 0)
             time.sleep(0.1)
     assert not folder.exists()
+
+
+def test_a_tracer_that_comes_too_late_for_its_request_lets_the_rest_be_cleared_up(tmp_path, monkeypatch):
+    cleared = []
+
+    def clear_up(folder):
+        time.sleep(0.2)
+        cleared.append(folder)
+
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    monkeypatch.setattr(worker, "_end_with_exporter", clear_up)
+    with pytest.raises(FileNotFoundError):
+        worker.main(tmp_path)
+    assert cleared == [tmp_path]
 
 
 def test_what_was_answered_is_neither_run_nor_loaded_again(affine):
