@@ -123,7 +123,7 @@ class RefineTask(AdapterTask):
         where = identity_masks(batch["body"], batch["keep_pose"])
         with torch.no_grad(), autocast():
             told, untold = self.before.predictor(batch), self.before.predictor(batch, identity_scale=0.0)
-            before = [torch.lerp(untold(x, at).float(), told(x, at).float(), where) for x, at, _ in detached(steps)]
+            before = [torch.lerp(untold(x, at).float(), told(x, at).float(), where) for x, at, _ in steps]
         pairs = zip(steps, before, strict=True)
         return torch.stack([F.mse_loss(output.float(), v) for (_, _, output), v in pairs]).mean()
 
@@ -153,10 +153,6 @@ def one_for_each(steps: list[Step]) -> tuple[Tensor, Tensor]:
     samples, timesteps = (torch.stack(column) for column in zip(*(step[:2] for step in steps), strict=True))
     rows = torch.arange(len(turn))
     return samples[turn, rows], timesteps[turn, rows]
-
-
-def detached(steps: list[Step]) -> list[Step]:
-    return [(sample.detach(), timestep, output.detach()) for sample, timestep, output in steps]
 
 
 def identity_masks(body: Tensor, keep_pose: Tensor) -> Tensor:
