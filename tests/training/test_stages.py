@@ -25,8 +25,8 @@ TINY = AvatarConfig(
     text_layers=1, vision_layers=2, pose_width=32, pose_layers=1, unet_channels=(32, 32, 64), vae_width=16
 )
 
-# a checkpoint holds the base's text encoder, not CLIP's, the adapter's pose guider, not the base's, and no temperature
 AUTOENCODER = "diffusion_pytorch_model.safetensors"
+# a checkpoint holds the base's text encoder, not CLIP's, the adapter's pose guider, not the base's, and no temperature
 REPLACED = {"clip": ("clip.text_model", "clip.logit_scale"), "unet": ("pose_guider",)}
 
 

@@ -11,6 +11,7 @@ person is not, to what it says of them without identity. For words of clothes ar
 out: an unpacked checkpoint has no CLIP any more that would know pictures and sentences alike.
 """
 
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 
 from bolid_training.conditions import masked_features
 from bolid_training.data import People, pixels, resize
-from bolid_training.lightning import Predict, lightning_sample
+from bolid_training.lightning import lightning_sample
 from bolid_training.losses import kept_mean, keypoint_loss
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.lightning import STEPS
@@ -65,18 +66,18 @@ class FewStepUNet(LightningUNet):
             steps.append((sample, timestep, predict(sample, timestep)))
         return latents, steps
 
-    def predictor(self, batch: dict[str, Tensor], identity_scale: float = 1.0) -> Predict:
-        """The UNet under the conditions, which are encoded once for all steps."""
+    def predictor(self, batch: dict[str, Tensor]) -> Callable[..., Tensor]:
+        """A `Predict`: the UNet under the conditions, which are encoded once for all steps. It also takes the
+        `identity_scale`, 1 if nothing is said."""
         attention = self.attention(batch)
-        attention["identity_scale"] = identity_scale * attention["identity_scale"]
         features = masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
 
-        def predict(sample: Tensor, timestep: Tensor) -> Tensor:
+        def predict(sample: Tensor, timestep: Tensor, identity_scale: float = 1.0) -> Tensor:
             return self.frozen[0](
                 sample,
                 timestep,
                 batch["encoder_hidden_states"],
-                cross_attention_kwargs=attention,
+                cross_attention_kwargs=attention | {"identity_scale": identity_scale * attention["identity_scale"]},
                 down_intrablock_additional_residuals=list(features),
             ).sample
 
@@ -122,8 +123,8 @@ class RefineTask(AdapterTask):
         """Mean squared distance of each step's v from what the student said before it was refined."""
         where = identity_masks(batch["body"], batch["keep_pose"])
         with torch.no_grad(), autocast():
-            told, untold = self.before.predictor(batch), self.before.predictor(batch, identity_scale=0.0)
-            before = [torch.lerp(untold(x, at).float(), told(x, at).float(), where) for x, at, _ in steps]
+            predict = self.before.predictor(batch)
+            before = [torch.lerp(predict(x, at, 0.0).float(), predict(x, at).float(), where) for x, at, _ in steps]
         pairs = zip(steps, before, strict=True)
         return torch.stack([F.mse_loss(output.float(), v) for (_, _, output), v in pairs]).mean()
 
