@@ -124,13 +124,16 @@ class FoundPose:
 def estimate_pose(estimator: Engine, image: Image.Image, size: tuple[int, int]) -> FoundPose:
     """Finds a person in the whole picture, then reads the pose in the person's box (top-down, as ViTPose is meant).
 
-    `size` is the estimator's (height, width).
+    Each keypoint is that of the look with more confidence in it: where the first was mistaken about the person, the box
+    is, too. `size` is the estimator's (height, width).
     """
     seen, heatmaps, place = _look(estimator, image, size)
-    box = person_box(place.to_source(seen), image.width / image.height)
+    first = place.to_source(seen)
+    box = person_box(first, image.width / image.height)
     close, _, close_place = _look(estimator, Image.fromarray(crop_resize(image, box[None], max(size))[0]), size)
-    keypoints = close_place.to_source(close)
-    keypoints[:, :2] = box[:2] + keypoints[:, :2] * (box[2:] - box[:2])
+    second = close_place.to_source(close)
+    second[:, :2] = box[:2] + second[:, :2] * (box[2:] - box[:2])
+    keypoints = np.where(first[:, 2:] > second[:, 2:], first, second)
     return FoundPose(keypoints=keypoints, people=count_people(heatmaps, seen))
 
 

@@ -224,3 +224,20 @@ def test_the_second_look_is_told_in_the_pictures_coordinates(standing, size, wid
     first, second = (colours[:, :2] for colours in estimator.colours)
     np.testing.assert_allclose(found.keypoints[:, :2], second, atol=0.02)
     assert np.ptp(second, axis=0).max() < 0.8 * np.ptp(first, axis=0).max()
+
+
+def test_each_keypoint_is_of_the_look_that_is_surer_of_it(standing):
+    looks = [confident(0.5 + 0.5 * (standing - 0.5)), confident(0.5 * standing)]
+    looks[0][:6, 2], looks[1][:6, 2] = 0.8, 0.6
+    looks[0][6:, 2], looks[1][6:, 2] = 0.6, 0.8
+
+    class Looker:
+        def run(self, inputs):
+            keypoints = looks.pop(0)
+            return {"keypoints": keypoints[None], "heatmaps": heatmaps(keypoints[:, :2])[None]}
+
+    first = looks[0].copy()
+    found = estimate_pose(Looker(), Image.new("RGB", (96, 96)), (96, 96)).keypoints
+    np.testing.assert_allclose(found[:6], first[:6], atol=1e-6)
+    assert np.abs(found[6:, :2] - first[6:, :2]).max() > 0.05
+    assert (found[:, 2] == np.float32(0.8)).all()
