@@ -36,6 +36,7 @@ from bolid_training.model.pose_estimator import (
     load_pose_estimator,
 )
 from bolid_training.precision import autocast, fastest_layout, use_fastest_attention
+from bolid_training.stages.decoder import autoencoder_folder
 from bolid_training.stages.unet import cached_latents
 from bolid_training.stages.vae import to_bytes
 from bolid_training.views import Views, upright
@@ -45,6 +46,7 @@ EMPTY = 0.06  # share of pictures of places without people: nobody must look lik
 RECONSTRUCTED = 0.4  # share of pictures as the autoencoder draws them
 LATENT_NOISE = 0.5  # at most, in standard deviations of a latent
 WHOLE = 0.4  # share of views of the whole picture, which find the person; the others read the pose close up
+LYING = 2.0  # how much more often people are drawn who lie: they are read least well
 TURNED = 0.1  # share of turned views
 TURN = 0.4  # radians, standard deviation
 LIGHT = ((0.7, 1.3), (-0.2, 0.2))  # contrast and brightness
@@ -84,7 +86,9 @@ class TorchEngine:
 class PoseTask:
     def __init__(self, config: AvatarConfig, people: People, validation: People, empty: People, runs: Path):
         self.size, self.people, self.validation, self.empty = config.pose_size, people, validation, empty
-        vae = AutoencoderTiny.from_pretrained(runs / "vae" / "model").eval().requires_grad_(False)
+        weights = np.array([LYING if entry["pose"] == "lying" else 1.0 for entry in people.metadata])
+        self.shares = weights / weights.sum()
+        vae = AutoencoderTiny.from_pretrained(autoencoder_folder(runs)).eval().requires_grad_(False)
         self.reconstructed = cached_reconstructions(vae, people, runs / "cache", "train")
         self.reconstructed_empty = cached_reconstructions(vae, empty, runs / "cache", "empty")
         self.boxes = np.stack([person_box(estimated_keypoints(k, i)) for i, k in enumerate(people.keypoints)])
@@ -93,7 +97,7 @@ class PoseTask:
         use_fastest_attention(self.estimator.vitpose.backbone)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
-        indices = rng.integers(len(self.people), size=size)
+        indices = rng.choice(len(self.people), size, p=self.shares)
         drawn = rng.random((size, 1, 1, 1)) < RECONSTRUCTED
         images = pixels(np.where(drawn, self.reconstructed[indices], self.people.images[indices]))
         masks = body_masks(self.people.parts[indices])
