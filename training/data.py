@@ -21,6 +21,8 @@ from bolid_training.avatars.captions import names_clothes
 from bolid_training.avatars.reader import Samples, concatenate, load_split
 from bolid_training.avatars.recolour import recoloured
 
+RECOLOURED = 2  # how many times everybody comes back in other colours
+
 
 class People(Samples):
     """One split of `bolid-train data`. Samples of one identity are pictures of one person in the same clothes."""
@@ -68,7 +70,7 @@ def load_people(folder: Path, split: str, limit: int | None = None) -> People:
     return People(**vars(load_split(folder, split, limit)))
 
 
-def with_recoloured(people: People, variants: int) -> People:
+def with_recoloured(people: People, variants: int = RECOLOURED) -> People:
     """The same people, and `variants` times as many who differ in the colours they wear."""
     return People(**vars(concatenate([people, *(recoloured(people, variant + 1) for variant in range(variants))])))
 

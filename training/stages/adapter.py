@@ -53,7 +53,6 @@ from bolid_training.stages.vae import to_bytes
 NAME_CLOTHES = 0.3  # share of captions that may name clothes: what the text says, nobody looks up in the reference
 IMAGE_PROMPT = 0.3  # share of steps with an image prompt; without one the branch is off, as at inference
 TWO_REFERENCES = 0.2
-RECOLOURED = 2  # how many times everybody comes back in other colours
 COLOUR_WEIGHT = 1.0
 COLOURED = ((Part.FACE,), (Part.HAIR, Part.HAT), (Part.UPPER,), (Part.LOWER,), (Part.SHOES,))
 
@@ -110,7 +109,7 @@ class AdapterTask:
     """The array that holds what a person is read from."""
 
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
-        people = with_recoloured(people, RECOLOURED)
+        people = with_recoloured(people)
         self.config, self.people, self.validation, self.runs = config, people, validation, runs
         self.vae = AutoencoderTiny.from_pretrained(autoencoder_folder(runs)).eval().requires_grad_(False)
         clip = CLIPModel.from_pretrained(runs / "clip" / "model")

@@ -17,7 +17,6 @@ from bolid_training.data import People, cached, pixels, with_recoloured
 from bolid_training.model.checkpoint import build_feature_extractor
 from bolid_training.model.config import AvatarConfig
 from bolid_training.precision import autocast, use_fastest_attention
-from bolid_training.stages.adapter import RECOLOURED
 from bolid_training.stages.clip import ClipTask, contrastive_loss, without_padding
 
 
@@ -38,7 +37,7 @@ class ClipTextTask(ClipTask):
     """Begins with `runs/clip/model`, whose image tower it keeps, and with people in other colours beside the data's."""
 
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
-        self.config, self.people, self.held_out = config, with_recoloured(people, RECOLOURED), validation
+        self.config, self.people, self.held_out = config, with_recoloured(people), validation
         self.tokenizer = CLIPTokenizer.from_pretrained(runs / "clip" / "model")
         self.clip = CLIPModel.from_pretrained(runs / "clip" / "model")
         self.clip.vision_model.requires_grad_(False)

@@ -4,7 +4,8 @@ From captions alone two cores learn places and light first and figures last. So 
 through the T2I-Adapter that the next stage goes on with; without it the base still is an ordinary text-to-image model.
 
 The text encoder begins as CLIP's and is trained along, as in latent diffusion (arXiv:2112.10752, eq. 3): to tell
-pictures apart, CLIP need not know which word of a caption colours which garment.
+pictures apart, CLIP need not know which word of a caption colours which garment. Once `stage words` has taught what it
+says, a base that goes on leaves it as it is.
 """
 
 from pathlib import Path
@@ -25,7 +26,7 @@ from bolid_training.conditions import (
     skeleton,
     skeleton_batch,
 )
-from bolid_training.data import People, cached, pixels
+from bolid_training.data import People, cached, pixels, with_recoloured
 from bolid_training.model.adapter import build_pose_guider
 from bolid_training.model.attention import PlainAttnProcessor
 from bolid_training.model.checkpoint import build_scheduler, build_unet, clip_parts
@@ -66,6 +67,7 @@ class GuidedUNet(nn.Module):
 
 class UnetTask:
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
+        people = with_recoloured(people)
         self.people, self.validation = people, validation
         self.vae = AutoencoderTiny.from_pretrained(runs / "vae" / "model").eval().requires_grad_(False)
         self.tokenizer = CLIPTokenizer.from_pretrained(runs / "clip" / "model")
@@ -80,6 +82,7 @@ class UnetTask:
         self.validation_skeletons = np.array(cached_skeletons(validation, cache / f"skeletons-validation-{count}.npy"))
         text_encoder = clip_parts(clip)["text_encoder"]
         use_fastest_attention(text_encoder)
+        text_encoder.requires_grad_(not (runs / "words" / "model").is_dir())
         self.module = GuidedUNet(config, text_encoder).to(memory_format=fastest_layout())
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
