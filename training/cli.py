@@ -88,6 +88,7 @@ main.add_command(fit_command, "fit")
 )
 @click.option("--pose-guider", type=click.Choice(get_args(methods.PoseGuiderUse)), help="Instead of the recipe's.")
 @click.option("--undistilled", is_flag=True, help="The recipe's lightning branch draws with the base itself.")
+@click.option("--compile", is_flag=True, help="Through torch.compile: pays in hours of `unet`; needs a C++ compiler.")
 def stage(
     name: str,
     data: Path,
@@ -101,6 +102,7 @@ def stage(
     recipe: str | None,
     pose_guider: methods.PoseGuiderUse | None,
     undistilled: bool,
+    compile: bool,
 ) -> None:
     """Trains one stage, or continues it.
 
@@ -117,7 +119,7 @@ def stage(
     numbers = replace(RECIPES[name], **{option: value for option, value in given.items() if value is not None})
     method = chosen_method(name, recipe, pose_guider, undistilled)
     run = methods.words_run(method) if name == "words" else recipe or name
-    options = LoopOptions(out=runs / run, seed=seed, **vars(numbers))
+    options = LoopOptions(out=runs / run, seed=seed, compile=compile, **vars(numbers))
     keep_freed_memory()
     try:
         task = build_task(name, data, runs, limit, recipe=method)

@@ -9,7 +9,6 @@ class StageRecipe:
     batch_size: int
     learning_rate: float
     ema_decay: float = 0.999
-    compile: bool = False
     validate_every: int = 500
 
 
