@@ -39,7 +39,7 @@ class AvatarConfig:
     pose_size: int = 96
     pose_width: int = 128
     pose_layers: int = 4
-    pose_threshold: float = 0.39
+    pose_threshold: float = 0.42
     identity_tokens: int = 16
     image_tokens: int = 16
     resampler_width: int = 192
