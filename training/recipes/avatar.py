@@ -15,7 +15,7 @@ class StageRecipe:
 STAGES = {
     "clip": StageRecipe(steps=800, batch_size=64, learning_rate=1e-3),
     "vae": StageRecipe(steps=6000, batch_size=4, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
-    "pose": StageRecipe(steps=8000, batch_size=16, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
+    "pose": StageRecipe(steps=16000, batch_size=32, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
     "decoder": StageRecipe(steps=6000, batch_size=16, learning_rate=5e-4, ema_decay=0.998, validate_every=500),
     "unet": StageRecipe(steps=12000, batch_size=16, learning_rate=6e-4, validate_every=1000),
     "clip_text": StageRecipe(steps=400, batch_size=128, learning_rate=5e-4, ema_decay=0.98, validate_every=100),
