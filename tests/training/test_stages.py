@@ -144,6 +144,15 @@ def test_words_are_taught_to_the_identity_encoder_alone_and_the_adapter_begins_t
     assert all(torch.equal(begun[name], taught[name]) for name in taught)
 
 
+def test_a_base_goes_on_with_the_text_encoder_in_whose_states_words_were_taught(runs, data, tmp_path):
+    for name in ("clip", "vae"):
+        (tmp_path / name).symlink_to(runs / name)
+    first, later = (build_task("unet", data, folder, config=TINY).module for folder in (tmp_path, runs))
+    learns = [{p.requires_grad for p in module.text_encoder.parameters()} for module in (first, later)]
+    assert learns == [{True}, {False}]
+    assert all(p.requires_grad for p in later.unet.parameters())
+
+
 def test_kept_stages_let_another_machine_go_on(runs, data, tmp_path):
     keep_stages(["clip", "vae"], runs, tmp_path)
     assert load_file(tmp_path / "vae" / "model" / AUTOENCODER).popitem()[1].dtype is torch.half
