@@ -27,7 +27,7 @@ from bolid_training.precision import fastest_precision
 class LoopOptions:
     """`batch_size` is a process'; `steps` are optimizer steps; `learning_rate` is the peak after `warmup` steps, from
     where it falls along a cosine to a twentieth. `compile` runs the module through torch.compile: minutes at the start,
-    a fifth more samples a second afterwards (UNet, two CPU cores).
+    a fifth to a quarter more samples a second afterwards (UNet, two CPU cores).
 
     A step takes `accumulate` batches in each process one after the other: memory of one, gradient of all. Which batches
     they are depends on how many there are in all, not on how they are shared out: one process that accumulates two
