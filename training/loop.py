@@ -10,7 +10,7 @@ import shutil
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,12 +22,14 @@ from tqdm import tqdm
 
 from bolid_training.precision import fastest_precision
 
+MATRIX = 16  # rows and columns from which on Muon takes a weight; those of the first and last layers stay AdamW's
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
     """`batch_size` is a process'; `steps` are optimizer steps; `learning_rate` is the peak after `warmup` steps, from
     where it falls along a cosine to a twentieth. `compile` runs the module through torch.compile: minutes at the start,
-    a fifth to a quarter more samples a second afterwards (UNet, two CPU cores).
+    a fifth to a quarter more samples a second afterwards (UNet, two CPU cores). `optimizer`: see `build_optimizer`.
 
     A step takes `accumulate` batches in each process one after the other: memory of one, gradient of all. Which batches
     they are depends on how many there are in all, not on how they are shared out: one process that accumulates two
@@ -37,6 +39,7 @@ class LoopOptions:
     steps: int
     batch_size: int
     learning_rate: float
+    optimizer: Literal["adamw", "muon"] = "adamw"
     accumulate: int = 1
     warmup: int = 100
     weight_decay: float = 0.01
@@ -100,9 +103,7 @@ def train(task: Task, options: LoopOptions) -> None:
     )
     _initialise(accelerator, options)
     parameters = [parameter for parameter in task.module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.99), fused=True
-    )
+    optimizer = build_optimizer(parameters, options)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options))
     ema = EMAModel(parameters, decay=options.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     progress = Progress()
@@ -143,6 +144,27 @@ def train(task: Task, options: LoopOptions) -> None:
     # lock, which Gloo's threads may need to come to their end.
     module, optimizer = accelerator.free_memory(module, optimizer)
     accelerator.end_training()
+
+
+def build_optimizer(parameters: list[nn.Parameter], options: LoopOptions) -> torch.optim.Optimizer:
+    """AdamW, or Muon (arXiv:2502.16982) for matrices and kernels of convolutions, with AdamW for what is neither.
+
+    Muon's updates are scaled to the size of AdamW's, so both take the same learning rate and weight decay.
+    """
+    adamw = {"lr": options.learning_rate, "weight_decay": options.weight_decay, "betas": (0.9, 0.99)}
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, fused=True, **adamw)
+    # takes a second to import
+    from pytorch_optimizer import Muon
+
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for parameter in parameters:
+        rows = len(parameter) if parameter.ndim > 1 else 1
+        groups[min(rows, parameter.numel() // rows) >= MATRIX].append(parameter)
+    matrices = {"params": groups[True], "use_muon": True, "use_adjusted_lr": True}
+    others = {"params": groups[False], "use_muon": False, **adamw}
+    used = [group for group in (matrices, others) if group["params"]]
+    return Muon(used, lr=options.learning_rate, weight_decay=options.weight_decay)
 
 
 def learning_rate_factor(step: int, options: LoopOptions) -> float:

@@ -12,20 +12,20 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from bolid_training.loop import LoopOptions, NotFiniteError, learning_rate_factor, train
+from bolid_training.loop import LoopOptions, NotFiniteError, build_optimizer, learning_rate_factor, train
 
 
 class Regression:
     """Fits a linear map; small enough to run hundreds of steps in a second."""
 
-    def __init__(self, break_at: int | None = None):
+    def __init__(self, break_at: int | None = None, inputs: int = 4, outputs: int = 2):
         torch.manual_seed(0)
-        self.module = nn.Linear(4, 2)
-        self.truth = torch.arange(8.0).reshape(4, 2) / 8
+        self.module = nn.Linear(inputs, outputs)
+        self.truth = torch.arange(float(inputs * outputs)).reshape(inputs, outputs) / (inputs * outputs)
         self.break_at, self.calls, self.saved = break_at, 0, None
 
     def batch(self, rng, size):
-        return {"x": torch.from_numpy(rng.standard_normal((size, 4), dtype=np.float32))}
+        return {"x": torch.from_numpy(rng.standard_normal((size, len(self.truth)), dtype=np.float32))}
 
     def losses(self, module, batch):
         self.calls += 1
@@ -103,6 +103,31 @@ def test_learning_rate_warms_up_and_falls():
     assert factors[-1] == pytest.approx(0.05, abs=1e-3)
 
 
+def test_muon_moves_matrices_by_orthogonal_steps_and_the_rest_as_adamw_does():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(16, 32, 3), nn.Conv2d(32, 2, 3))
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    optimizer = build_optimizer(list(module.parameters()), options("unused", optimizer="muon", weight_decay=0.0))
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    kernel, *others = ((old - new) / 0.05 for old, new in zip(before, module.parameters(), strict=True))
+    sizes = torch.linalg.svdvals(kernel.flatten(1).detach()) / (0.2 * (16 * 9) ** 0.5)
+    assert ((sizes > 0.6) & (sizes < 1.3)).all()  # five Newton-Schulz steps come so near to 1
+    assert all(torch.allclose(step.abs(), torch.ones_like(step), atol=1e-3) for step in others)
+
+
+def test_muon_continues_where_it_was_interrupted(tmp_path):
+    sizes = {"inputs": 24, "outputs": 16}
+    whole, broken, second = Regression(**sizes), Regression(break_at=26, **sizes), Regression(**sizes)
+    train(whole, options(tmp_path / "whole", optimizer="muon"))
+    with pytest.raises(NotFiniteError):
+        train(broken, options(tmp_path / "parts", optimizer="muon", save_minutes=0))
+    train(second, options(tmp_path / "parts", optimizer="muon"))
+    assert second.calls < 40
+    assert torch.equal(whole.module.weight, second.module.weight)
+
+
 def test_a_compiled_run_equals_an_eager_one(tmp_path):
     eager, compiled = run(tmp_path / "eager", steps=5), run(tmp_path / "compiled", steps=5, compile=True)
     assert torch.allclose(eager.module.weight, compiled.module.weight, atol=1e-6)
@@ -152,7 +177,7 @@ class Regression:
         self.module = torch.nn.ModuleList([torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)])
         self.module.forward = lambda x: self.module[0](x)  # the second is left out of every step
     def batch(self, rng, size):
-        return {"x": torch.from_numpy(rng.standard_normal((size, 4), dtype=np.float32))}
+        return {"x": torch.from_numpy(rng.standard_normal((size, len(self.truth)), dtype=np.float32))}
     def losses(self, module, batch):
         return {"loss": (module(batch["x"]) - batch["x"].sum(-1, keepdim=True)).square().mean()}
     def validate(self, sheet):

@@ -1,6 +1,7 @@
 """The avatar at 128 x 128: numbers for two CPU cores."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -8,6 +9,7 @@ class StageRecipe:
     steps: int
     batch_size: int
     learning_rate: float
+    optimizer: Literal["adamw", "muon"] = "adamw"
     ema_decay: float = 0.999
     validate_every: int = 500
 
@@ -17,7 +19,7 @@ STAGES = {
     "vae": StageRecipe(steps=6000, batch_size=4, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
     "pose": StageRecipe(steps=16000, batch_size=32, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
     "decoder": StageRecipe(steps=6000, batch_size=16, learning_rate=5e-4, ema_decay=0.998, validate_every=500),
-    "unet": StageRecipe(steps=12000, batch_size=16, learning_rate=6e-4, validate_every=1000),
+    "unet": StageRecipe(steps=12000, batch_size=16, learning_rate=6e-4, optimizer="muon", validate_every=1000),
     "clip_text": StageRecipe(steps=400, batch_size=128, learning_rate=5e-4, ema_decay=0.98, validate_every=100),
     "words": StageRecipe(steps=6000, batch_size=32, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
     "adapter": StageRecipe(steps=6000, batch_size=16, learning_rate=6e-4, validate_every=1000),
