@@ -108,7 +108,7 @@ def train(task: Task, options: LoopOptions) -> None:
     ema = EMAModel(parameters, decay=options.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     progress = Progress()
     if options.compile:
-        task.module.compile()
+        compile_in_place(task.module)
     module, optimizer = accelerator.prepare(task.module, optimizer)
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(schedule, ema, progress)
@@ -144,6 +144,14 @@ def train(task: Task, options: LoopOptions) -> None:
     # lock, which Gloo's threads may need to come to their end.
     module, optimizer = accelerator.free_memory(module, optimizer)
     accelerator.end_training()
+
+
+def compile_in_place(module: nn.Module) -> None:
+    """Sends the module's calls through torch.compile."""
+    # On CPUs in bfloat16 the channels-last copies before convolutions are made before the gradient of a nearest-neighbour
+    # upsampling is added up: it is 0, and nothing below the last upsampler learns (torch 2.13).
+    torch._inductor.config.layout_optimization = False
+    module.compile()
 
 
 def build_optimizer(parameters: list[nn.Parameter], options: LoopOptions) -> torch.optim.Optimizer:
