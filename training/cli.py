@@ -200,6 +200,28 @@ def unpack(checkpoint: Path, runs: Path) -> None:
 
 
 @main.command()
+@click.argument("trained", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--before", type=click.Path(path_type=Path), required=True, help="The base that TRAINED was trained on.")
+@click.option("--after", type=click.Path(path_type=Path), required=True, help="That base, having gone on.")
+def rebase(trained: Path, out: Path, before: Path, after: Path) -> None:
+    """Moves an adapter, or a few-step student with its LoRA, along with its base that has been trained on.
+
+    What began as a copy of the base moves as far as the base has: a start for `stage refine`, which mends the rest.
+
+    \b
+      bolid-train rebase runs/before/refine/model runs/avatar/lightning/model \
+          --before runs/before/unet/model --after runs/avatar/unet/model
+    """
+    from bolid_training.rebase import rebase as move
+
+    try:
+        move(trained, out, before, after)
+    except (OSError, ValueError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+@main.command()
 @click.argument("names", nargs=-1, required=True, type=click.Choice([*STAGES, *methods.RECIPES]))
 @click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("training/weights/stages"), show_default=True)

@@ -148,8 +148,8 @@ def train(task: Task, options: LoopOptions) -> None:
 
 def compile_in_place(module: nn.Module) -> None:
     """Sends the module's calls through torch.compile."""
-    # On CPUs in bfloat16 the channels-last copies before convolutions are made before the gradient of a nearest-neighbour
-    # upsampling is added up: it is 0, and nothing below the last upsampler learns (torch 2.13).
+    # On CPUs in bfloat16 what a convolution needs in channels last is copied before the gradient of a nearest-neighbour
+    # upsampling has been added up: it is 0, and nothing below the last upsampler learns (torch 2.13).
     torch._inductor.config.layout_optimization = False
     module.compile()
 
