@@ -28,8 +28,8 @@ MATRIX = 16  # rows and columns from which on Muon takes a weight; those of the 
 @dataclass(frozen=True, kw_only=True)
 class LoopOptions:
     """`batch_size` is a process'; `steps` are optimizer steps; `learning_rate` is the peak after `warmup` steps, from
-    where it falls along a cosine to a twentieth. `compile` runs the module through torch.compile: minutes at the start,
-    a fifth to a quarter more samples a second afterwards (UNet, two CPU cores). `optimizer`: see `build_optimizer`.
+    where it falls along a cosine to a twentieth. `compile` runs the module through torch.compile: minutes at the start;
+    what it brings since `compile_in_place` is not measured. `optimizer`: see `build_optimizer`.
 
     A step takes `accumulate` batches in each process one after the other: memory of one, gradient of all. Which batches
     they are depends on how many there are in all, not on how they are shared out: one process that accumulates two
