@@ -77,4 +77,6 @@ def _move(file: Path, moves: Mapping[str, Tensor]) -> None:
     """Adds `moves` to the tensors of the file that have their names."""
     state = load_file(file)
     moved = {name: (state[name].float() + moves[name]).to(state[name].dtype) for name in state.keys() & moves.keys()}
-    save_file(state | moved, file)
+    # not over the file that the tensors may still be read from
+    save_file(state | moved, beside := file.with_suffix(".moved"))
+    beside.replace(file)
