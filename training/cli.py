@@ -88,7 +88,7 @@ main.add_command(fit_command, "fit")
 )
 @click.option("--pose-guider", type=click.Choice(get_args(methods.PoseGuiderUse)), help="Instead of the recipe's.")
 @click.option("--undistilled", is_flag=True, help="The recipe's lightning branch draws with the base itself.")
-@click.option("--compile", is_flag=True, help="Through torch.compile: for hours of `unet`; needs a C++ compiler.")
+@click.option("--compile", is_flag=True, help="Through torch.compile; needs a C++ compiler.")
 def stage(
     name: str,
     data: Path,
