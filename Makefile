@@ -67,6 +67,7 @@ comparison: $(DEV)/.installed ## train BoLID, its ablations, IP-Adapter, Instant
 	$(BIN)/bolid-train data --out runs/unseen --identities 2000 --views 3 --seed 1 --splits test
 	test -d runs/avatar/unet/model || $(BIN)/bolid-train unpack
 	$(BIN)/bolid-train stage clip_text --limit $(PICTURES)
+	$(BIN)/bolid-train stage reid
 	for method in bolid bolid_5_tokens bolid_40_tokens; do \
 		$(BIN)/bolid-train stage words --recipe $$method --limit $(PICTURES) --steps $(WORDS_STEPS); done
 	for method in $(WITH_WORDS); do \

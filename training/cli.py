@@ -47,6 +47,7 @@ def main() -> None:
       bolid-train stage pose                 12 keypoints
       bolid-train stage unet                 the text-to-image base
       bolid-train stage clip_text            a text tower that knows pictures, for L_CLIP
+      bolid-train stage reid                 who it is, for losses on finished pictures
       bolid-train stage words                identity tokens that speak as the text encoder does
       bolid-train stage adapter              BoLID on the frozen base
       bolid-train stage lightning            both in four steps without guidance

@@ -7,14 +7,14 @@ from safetensors.torch import load_file
 
 from bolid_training.avatars.parts import Part
 from bolid_training.data import People, pixels
+from bolid_training.degrade import blur, degrade, soften, squeeze
 from bolid_training.judges.clip import odd_people
-from bolid_training.judges.degrade import blur, degrade, soften, squeeze
-from bolid_training.judges.identity import body_boxes, box_views, draw_pairs, identification, samples_by_person
 from bolid_training.judges.panel import keep_judges, load_judges
 from bolid_training.judges.perceptual import perceptual_distance
 from bolid_training.judges.pose import PoseJudge, build_pose_judge
 from bolid_training.judges.tasks import TASKS, build_judge_task
 from bolid_training.loop import LoopOptions, train
+from bolid_training.metric_learning import body_boxes, box_views, draw_pairs, identification, samples_by_person
 from bolid_training.model.pose_estimator import FLIP, draw_heatmaps
 from bolid_training.views import upright
 
@@ -54,7 +54,7 @@ def test_kept_judges_are_what_was_trained(runs, judge_config, tmp_path):
     assert load_file(tmp_path / "pose" / "model.safetensors").popitem()[1].dtype in (torch.half, torch.int64)
     task = build_judge_task("judge_identity", people(), people(), judge_config)
     task.load(runs / "judge_identity" / "model")
-    found, expected = load_judges(tmp_path).identity.state_dict(), task.judge.state_dict()
+    found, expected = load_judges(tmp_path).identity.state_dict(), task.network.state_dict()
     assert all((found[name].float() - expected[name].float()).abs().max() < 2e-3 for name in expected)
 
 

@@ -15,7 +15,6 @@ from transformers import CLIPModel
 from bolid_training.assemble import assemble_checkpoint
 from bolid_training.avatars.parts import Part
 from bolid_training.cli import main
-from bolid_training.conditions import encode_patches, part_crops
 from bolid_training.data import People, pixels
 from bolid_training.losses import cosine_loss
 from bolid_training.model.adapter import PART_EMBEDDING, Adapter
@@ -35,7 +34,8 @@ from bolid_training.model.pose_estimator import build_pose_estimator, load_pose_
 from bolid_training.model.sampling import seeded_noise
 from bolid_training.recipes.methods import ABLATIONS, METHODS, RECIPES, Branch, Phase, Recipe, Weights
 from bolid_training.stages.adapter import AdapterTask
-from bolid_training.stages.method import MethodTask, few_step_unet, part_means, warn_of_strangers
+from bolid_training.stages.method import MethodTask, few_step_unet, warn_of_strangers
+from bolid_training.stages.reid import build_reid
 
 TINY = AvatarConfig(
     image_size=64,
@@ -86,6 +86,7 @@ def runs(tmp_path_factory):
     adapter = Adapter(unet, TINY)
     adapter.pose_guider.save_pretrained(folder / "unet" / "model" / "pose_guider")
     adapter.save(folder / "words" / "model")
+    build_reid().save_pretrained(folder / "reid" / "model")
     return folder
 
 
@@ -190,21 +191,6 @@ def test_l_clip_is_transformers_own_cosine(everything, runs):
         found = cosine_loss(everything.embed_image(seen), everything.embed_text(["a person walking on a beach"] * 3))
     assert found == pytest.approx(float(expected), abs=1e-5)
     assert batch["text_embeds"].shape == (3, 32)
-
-
-def test_the_embedding_of_a_picture_is_that_of_its_crops(everything):
-    """The differentiable crops against those of the runtime, which the training's patch tokens come from."""
-    smooth = people()
-    smooth.images[:] = np.linspace(0, 255, 64, dtype=np.uint8)[None, :, None, None]
-    smooth.images[..., 1] = 255 - smooth.images[:, :, :, 0].transpose(0, 2, 1)
-    points = smooth.keypoints[:2].copy()
-    points[..., 2] = 1
-    crops = np.stack([part_crops(i, p, TINY.vision_size) for i, p in zip(smooth.images[:2], points, strict=True)])
-    expected = part_means(encode_patches(everything.image_encoder, everything.extractor, crops))
-    with torch.no_grad():
-        found = everything.embed_person(pixels(smooth.images[:2]), torch.from_numpy(points))
-    # apart from what shrinks the pictures: without antialiasing here, with it there
-    assert torch.nn.functional.cosine_similarity(found, expected, dim=-1).min() > 0.98
 
 
 def test_the_branch_without_gradient_steps_of_its_own_is_the_guided_loop_at_guidance_one(everything):

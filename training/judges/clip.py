@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
 from bolid_training.data import People, pixels
+from bolid_training.degrade import soften
 from bolid_training.judges.config import JudgeConfig
-from bolid_training.judges.degrade import soften
 from bolid_training.stages.clip import ClipTask, clip_pixels, tokenize
 
 BATCH = 64

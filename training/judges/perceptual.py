@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import ResNetForImageClassification
 
 from bolid_training.data import pixels
-from bolid_training.judges.identity import BATCH, body_boxes, box_views
+from bolid_training.metric_learning import BATCH, body_boxes, box_views
 
 
 @torch.no_grad()

@@ -18,11 +18,12 @@ from bolid_sdk.parts import person_box
 from bolid_sdk.pose import draw_skeleton
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.data import People, pixels
+from bolid_training.degrade import degrade
 from bolid_training.evaluate.metrics import keypoint_errors, pck
 from bolid_training.judges.config import JudgeConfig
-from bolid_training.judges.degrade import degrade
-from bolid_training.judges.identity import box_views, found_keypoints
-from bolid_training.judges.resnet import STATISTICS_BATCHES, resnet_config, settle
+from bolid_training.judges.resnet import resnet_config
+from bolid_training.metric_learning import box_views, found_keypoints
+from bolid_training.model.batch_norm import STATISTICS_BATCHES, settle
 from bolid_training.model.pose_estimator import FLIP, KEYPOINTS, decode_heatmaps
 from bolid_training.stages.pose import draw_limbs, draw_views, position_divergence, visible_heatmaps
 from bolid_training.views import Views

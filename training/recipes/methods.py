@@ -19,8 +19,8 @@ class Weights:
 
     rec: L_rec (eq. 2), weighted by the person. colour: the reference's colours, told from the identity tokens.
     On the lightning branch: keypoints: L_id (eq. 3). heatmaps: KL divergence of the 12 heatmaps from the target's,
-    which also pulls from afar. clip: L_CLIP (eq. 4). embedding: 1 - cos of the person's embedding, by a network that is
-    no judge. semantic, layout: PuLID's alignment.
+    which also pulls from afar. clip: L_CLIP (eq. 4). embedding: 1 - cos of the person's embedding, by the network of
+    `stage reid`. semantic, layout: PuLID's alignment.
     """
 
     rec: float = 1.0

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from bolid_sdk.parts import part_boxes
 from bolid_training.conditions import masked_features, part_crops
 from bolid_training.data import People, cached, pixels, resize
 from bolid_training.lightning import Predict, lightning_sample
@@ -38,11 +37,10 @@ from bolid_training.stages.adapter import AdapterTask, ConditionedUNet
 from bolid_training.stages.clip import clip_pixels, tokenize
 from bolid_training.stages.clip_text import clip_folder
 from bolid_training.stages.pose import position_divergence
+from bolid_training.stages.reid import Reid
 from bolid_training.stages.unet import BODY_WEIGHT, diffusion_loss
-from bolid_training.views import upright
 
 KNOWN = 0.15  # of 64 captions; chance is 0.016
-CENTRE_OF = 512  # people whose mean is the zero of the embedding: what all have in common tells nobody apart
 
 
 class MethodUNet(ConditionedUNet):
@@ -132,11 +130,13 @@ class MethodUNet(ConditionedUNet):
 
 
 class MethodTask(AdapterTask):
-    """One recipe. Raises FileNotFoundError when its lightning branch needs a few-step UNet that is not there."""
+    """One recipe. Raises FileNotFoundError when its losses need a few-step UNet, or a network of `stage reid`, that is
+    not there."""
 
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path, recipe: Recipe):
         self.recipe, self.drops = recipe, recipe.drops
         self.fast = few_step_unet(runs) if recipe.losses.branch and recipe.branch.distilled else None
+        self.reid = Reid(runs) if recipe.losses.embedding else None
         self.views = "whole" if recipe.parts == 1 else "patches"
         self.begins_with = words_run(recipe) if recipe.words else None
         if self.begins_with and not (taught := runs / self.begins_with / "model").is_dir():
@@ -147,7 +147,8 @@ class MethodTask(AdapterTask):
         super().__init__(recipe_config(config, recipe), people, validation, runs)
         self.clip = CLIPModel.from_pretrained(clip_folder(runs)).eval().requires_grad_(False)
         self.pose_estimator = load_pose_estimator(runs / "pose" / "model").eval().requires_grad_(False)
-        self.centre = self._centre() if recipe.losses.embedding else None
+        if self.reid is not None:
+            self.persons = self.reid.of(self.people, runs / "cache" / f"persons-train-{len(self.people)}.npy")
         if any(phase.weights.clip for phase in recipe.phases):
             warn_of_strangers(self.retrieval())
         self.reach(0.0)
@@ -172,12 +173,6 @@ class MethodTask(AdapterTask):
         crops = [part_crops(image, nowhere, self.config.vision_size)[:1] for image in images]
         return self._encode(np.stack(crops))
 
-    def _centre(self) -> Tensor:
-        """[5, D]: the mean embedding of some photographs' parts."""
-        photos = np.flatnonzero(self.people.photos)[:CENTRE_OF]
-        patches = torch.from_numpy(self.train_arrays["patches"][photos].astype(np.float32))
-        return part_means(patches).mean(0)
-
     def extras(
         self, indices: np.ndarray, chosen: np.ndarray, captions: list[str], rng: np.random.Generator
     ) -> dict[str, Tensor]:
@@ -193,8 +188,8 @@ class MethodTask(AdapterTask):
             "text_embeds": self.embed_text(captions[some]),
         }
         if self.weights.embedding:
-            patches = self.train_arrays["patches"][chosen[some, 0]].astype(np.float32)
-            extras["person"] = part_means(torch.from_numpy(patches)) - self.centre
+            extras["person"] = torch.from_numpy(self.persons[chosen[some, 0]])
+            extras["photo"] = torch.from_numpy(self.people.photos[indices[some]])
         return extras
 
     @torch.no_grad()
@@ -237,8 +232,8 @@ class MethodTask(AdapterTask):
         if weights.clip:
             losses["clip"] = cosine_loss(self.embed_image(images), batch["text_embeds"], keep["text"])
         if weights.embedding:
-            person = self.embed_person(images, found.detach()) - self.centre
-            losses["embedding"] = cosine_loss(person, batch["person"], keep["identity"])
+            person = self.reid(images, found.detach().numpy())
+            losses["embedding"] = cosine_loss(person, batch["person"], keep["identity"] & batch["photo"])
         if weights.alignment:
             both = out["with_id"], out["text_only"]
             losses["semantic"] = semantic_alignment(*both, keep["identity"])
@@ -258,17 +253,6 @@ class MethodTask(AdapterTask):
     def embed_image(self, images: Tensor) -> Tensor:
         """CLIP's embeddings [B, E] of pictures in [-1, 1], differentiable."""
         return self.image_encoder(pixel_values=self._clip_pixels(images)).image_embeds
-
-    def embed_person(self, images: Tensor, keypoints: Tensor) -> Tensor:
-        """[B, 5, D]: the mean patch token of each part where `keypoints` [B, 12, 3] are.
-
-        Differentiable in the pictures. The network is the conditioning's own CLIP, hence no judge.
-        """
-        boxes = torch.from_numpy(np.concatenate([part_boxes(points) for points in keypoints.numpy()])).float()
-        views = upright((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2] - boxes[:, 0])
-        crops = views.cut(images.repeat_interleave(len(boxes) // len(images), 0), self.config.vision_size)
-        tokens = self.image_encoder(self._clip_pixels(crops), output_hidden_states=True).hidden_states[-2]
-        return part_means(tokens.unflatten(0, (len(images), -1)))
 
     def _clip_pixels(self, images: Tensor) -> Tensor:
         return clip_pixels(images, self.config.vision_size, self.extractor)
@@ -312,11 +296,6 @@ def few_step_unet(runs: Path) -> UNet2DConditionModel:
     unet = UNet2DConditionModel.from_pretrained(runs / "unet" / "model")
     fuse_lora(unet, file)
     return unet
-
-
-def part_means(patch_tokens: Tensor) -> Tensor:
-    """Patch tokens [B, V, P, D] -> [B, V, D]: their mean, without the class token."""
-    return patch_tokens[:, :, 1:].mean(2)
 
 
 def weighted(losses: dict[str, Tensor], weights: Weights) -> Tensor:

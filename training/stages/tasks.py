@@ -20,6 +20,7 @@ from bolid_training.stages.lightning import LightningTask
 from bolid_training.stages.method import MethodTask
 from bolid_training.stages.pose import PoseTask
 from bolid_training.stages.refine import RefineTask
+from bolid_training.stages.reid import ReidTask
 from bolid_training.stages.unet import UnetTask
 from bolid_training.stages.vae import VaeTask
 from bolid_training.stages.words import WordsTask
@@ -59,6 +60,8 @@ def build_task(
         return build_judge_task(name, people, validation)
     if name in FIRST:
         return FIRST[name](config, people, validation)
+    if name == "reid":
+        return ReidTask(people, validation)
     if name == "pose":
         return PoseTask(config, people, validation, load_people(data, "empty"), runs)
     if name == "words":
