@@ -1,9 +1,9 @@
-"""What finished pictures teach: colours of parts against a closed form, and where identity is heard."""
+"""What finished pictures teach: colours of parts against a closed form, and which steps are looked at."""
 
 import torch
 
 from bolid_training.avatars.parts import Part
-from bolid_training.stages.refine import SEEN, colour_loss, identity_masks, one_for_each, part_masks
+from bolid_training.stages.refine import SEEN, colour_loss, one_for_each, part_masks
 
 
 def test_colour_loss_is_the_squared_distance_of_mean_colours():
@@ -24,15 +24,6 @@ def test_colour_loss_looks_at_parts_that_are_large_enough_to_have_a_colour():
     assert loss == 0
     loss.backward()
     assert not found.grad.any()
-
-
-def test_identity_is_heard_on_the_body_and_next_to_it_and_everywhere_if_nothing_says_where():
-    body = torch.zeros(2, 1, 8, 8)
-    body[:, :, 2, 5] = 0.5
-    posed, free = identity_masks(body, torch.tensor([True, False]))
-    assert torch.equal(posed[0].nonzero(), torch.cartesian_prod(torch.arange(1, 4), torch.arange(4, 7)))
-    assert posed.max() == 0.5
-    assert (free == 1).all()
 
 
 def test_each_sample_has_one_of_the_steps_in_turn():

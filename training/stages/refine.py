@@ -2,16 +2,15 @@
 
 The lightning branch draws pictures from pure noise, and the gradient goes back through the last two of its four steps:
 
-    L = L_anchor + ID L_id + COLOUR L_colour
+    L = 2 L_anchor + 0.5 L_id + 0.5 L_embedding + L_colour
 
-L_id (eq. 3 of the brief) asks the model's own pose estimator for the 12 keypoints. L_colour asks no network: it
-compares the mean colour of each part of the body with that of the true picture of the person in that pose. L_anchor
-keeps the rest as it was: v stays near to what the student, as it began, says of the same latents, and where the
-person is not, to what it says of them without identity. For words of clothes are heard in places, too. L_CLIP is left
-out: an unpacked checkpoint has no CLIP any more that would know pictures and sentences alike.
+L_id (eq. 3 of the brief) asks the model's own pose estimator for the 12 keypoints, L_embedding the network of
+`stage reid` who is seen, who should be the person of the other photographs. L_colour asks no network: it compares the
+mean colour of each part of the body with that of the true picture of the person in that pose. L_anchor keeps the rest
+as it was: v stays near to what the student, as it began, says of the same latents. L_CLIP is left out: an unpacked
+checkpoint has no CLIP any more that would know pictures and sentences alike.
 """
 
-from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
@@ -23,8 +22,8 @@ from torch.nn import functional as F
 
 from bolid_training.conditions import masked_features
 from bolid_training.data import People, pixels, resize
-from bolid_training.lightning import lightning_sample
-from bolid_training.losses import kept_mean, keypoint_loss
+from bolid_training.lightning import Predict, lightning_sample
+from bolid_training.losses import cosine_loss, kept_mean, keypoint_loss
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.lightning import STEPS
 from bolid_training.model.pose_estimator import decode_heatmaps, load_pose_estimator
@@ -32,9 +31,10 @@ from bolid_training.model.sampling import seeded_noise
 from bolid_training.precision import autocast
 from bolid_training.stages.adapter import COLOURED, AdapterTask
 from bolid_training.stages.lightning import LightningUNet
+from bolid_training.stages.reid import Reid
 
 GRADIENT_STEPS = 2
-ANCHOR_WEIGHT, ID_WEIGHT, COLOUR_WEIGHT = 2.0, 0.5, 1.0
+WEIGHTS = {"anchor": 2.0, "keypoints": 0.5, "embedding": 0.5, "colours": 1.0}
 SEEN = 40  # pixels of a part below which its mean colour says little
 
 Step = tuple[Tensor, Tensor, Tensor]
@@ -66,18 +66,17 @@ class FewStepUNet(LightningUNet):
             steps.append((sample, timestep, predict(sample, timestep)))
         return latents, steps
 
-    def predictor(self, batch: dict[str, Tensor]) -> Callable[..., Tensor]:
-        """A `Predict`: the UNet under the conditions, which are encoded once for all steps. It also takes the
-        `identity_scale`, 1 if nothing is said."""
+    def predictor(self, batch: dict[str, Tensor]) -> Predict:
+        """A `Predict`: the UNet under the conditions, which are encoded once for all steps."""
         attention = self.attention(batch)
         features = masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
 
-        def predict(sample: Tensor, timestep: Tensor, identity_scale: float = 1.0) -> Tensor:
+        def predict(sample: Tensor, timestep: Tensor) -> Tensor:
             return self.frozen[0](
                 sample,
                 timestep,
                 batch["encoder_hidden_states"],
-                cross_attention_kwargs=attention | {"identity_scale": identity_scale * attention["identity_scale"]},
+                cross_attention_kwargs=attention,
                 down_intrablock_additional_residuals=list(features),
             ).sample
 
@@ -89,6 +88,8 @@ class RefineTask(AdapterTask):
 
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
         super().__init__(config, people, validation, runs)
+        self.reid = Reid(runs)
+        self.persons = self.reid.of(self.people, runs / "cache" / f"persons-train-{len(self.people)}.npy")
         self.module.load(runs / "lightning" / "model")
         self.before = deepcopy(self.module).eval().requires_grad_(False)
         self.pose_estimator = load_pose_estimator(runs / "pose" / "model").eval().requires_grad_(False)
@@ -106,7 +107,13 @@ class RefineTask(AdapterTask):
             "truth": pixels(self.people.images[indices]).contiguous(),
             "masks": part_masks(self.people.parts[indices]),
             "keypoints": torch.from_numpy(self.people.keypoints[indices]),
+            "persons": torch.stack([self._person(index) for index in indices]),
+            "photo": torch.from_numpy(self.people.photos[indices]),
         }
+
+    def _person(self, index: int) -> Tensor:
+        """Unit embedding [D] of who is in a picture, out of the other photographs of them."""
+        return F.normalize(torch.from_numpy(self.persons[self.people.siblings[index]]).mean(0), dim=0)
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         latents, steps = module(batch)
@@ -115,16 +122,17 @@ class RefineTask(AdapterTask):
         keypoints = keypoint_loss(self._keypoints(pictures), batch["keypoints"], batch["keep_pose"])
         shown = batch["keep_identity"] & batch["keep_pose"]
         colours = colour_loss(pictures, batch["truth"], batch["masks"], shown)
+        person = self.reid(pictures, batch["keypoints"].numpy())
+        embedding = cosine_loss(person, batch["persons"], shown & batch["photo"])
         anchor = self.anchor_loss(steps, batch)
-        total = ANCHOR_WEIGHT * anchor + ID_WEIGHT * keypoints + COLOUR_WEIGHT * colours
-        return {"loss": total, "anchor": anchor, "keypoints": keypoints, "colours": colours}
+        losses = {"anchor": anchor, "keypoints": keypoints, "embedding": embedding, "colours": colours}
+        return {"loss": sum(WEIGHTS[name] * loss for name, loss in losses.items())} | losses
 
     def anchor_loss(self, steps: list[Step], batch: dict[str, Tensor]) -> Tensor:
         """Mean squared distance of each step's v from what the student said before it was refined."""
-        where = identity_masks(batch["body"], batch["keep_pose"])
         with torch.no_grad(), autocast():
             predict = self.before.predictor(batch)
-            before = [torch.lerp(predict(x, at, 0.0).float(), predict(x, at).float(), where) for x, at, _ in steps]
+            before = [predict(sample, timestep).float() for sample, timestep, _ in steps]
         pairs = zip(steps, before, strict=True)
         return torch.stack([F.mse_loss(output.float(), v) for (_, _, output), v in pairs]).mean()
 
@@ -154,12 +162,6 @@ def one_for_each(steps: list[Step]) -> tuple[Tensor, Tensor]:
     samples, timesteps = (torch.stack(column) for column in zip(*(step[:2] for step in steps), strict=True))
     rows = torch.arange(len(turn))
     return samples[turn, rows], timesteps[turn, rows]
-
-
-def identity_masks(body: Tensor, keep_pose: Tensor) -> Tensor:
-    """[B, 1, h, w]: how much of each latent pixel is the person's, or next to it; all where no skeleton says where."""
-    near = F.max_pool2d(body.float(), 3, stride=1, padding=1)
-    return torch.where(keep_pose[:, None, None, None], near, torch.ones_like(near))
 
 
 def part_masks(parts: np.ndarray) -> Tensor:
