@@ -1,9 +1,10 @@
 """Pictures of people as arrays in memory, and what is derived from them once for all steps.
 
 Derived arrays (latents, patch tokens, skeletons) are computed once, kept as .npy files in a cache folder under a name
-that holds the data set's split and size, and memory-mapped.
+that holds the data set's split and size, and a digest of the network that computed them, and memory-mapped.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -85,8 +86,15 @@ def resize(batch: Tensor, size: int) -> Tensor:
     return F.interpolate(batch, (size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
-def cached(file: Path, compute: Callable[[slice], NDArray], count: int, chunk: int = 64) -> NDArray:
-    """A read-only memory map of `compute` over all samples, computed on first use, `chunk` at a time, and then kept."""
+def cached(
+    file: Path, compute: Callable[[slice], NDArray], count: int, chunk: int = 64, by: nn.Module | None = None
+) -> NDArray:
+    """A read-only memory map of `compute` over all samples, computed on first use, `chunk` at a time, and then kept.
+
+    `by`: the network that computes; when it has been trained on, what it once said is no longer asked for.
+    """
+    if by is not None:
+        file = file.with_stem(f"{file.stem}-{digest(by)}")
     with process_state().local_main_process_first():
         if not file.exists():
             _compute(file, compute, count, chunk)
@@ -108,6 +116,16 @@ def cached_chunks(folder: Path, compute: Callable[[int], NDArray], count: int) -
         partial.rename(files[number])
     state.wait_for_everyone()
     return [np.load(file, mmap_mode="r") for file in files]
+
+
+def digest(*networks: nn.Module) -> str:
+    """16 hexadecimal digits that tell weights apart."""
+    digest = hashlib.sha256()
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def process_state() -> PartialState:

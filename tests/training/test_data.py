@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import numpy as np
+import torch
+from torch import nn
 
-from bolid_training.data import cached
+from bolid_training.data import cached, digest
 
 
 def test_two_runs_that_compute_one_array_do_not_disturb_each_other(tmp_path):
@@ -24,3 +26,27 @@ def test_two_runs_that_compute_one_array_do_not_disturb_each_other(tmp_path):
     found = cached(file, compute, 128)
     np.testing.assert_array_equal(found[:, 0], np.repeat([0, 64], 64))
     assert [path.name for path in file.parent.iterdir()] == ["array.npy"]
+
+
+def test_what_a_network_said_is_kept_until_it_has_been_trained_on(tmp_path):
+    network, calls = nn.Linear(1, 1), []
+
+    def compute(piece):
+        calls.append(piece)
+        return np.full((piece.stop - piece.start, 1), network.weight.item())
+
+    first = [cached(tmp_path / "array.npy", compute, 64, by=network) for _ in range(2)]
+    assert len(calls) == 1
+    np.testing.assert_array_equal(*first)
+    nn.init.constant_(network.weight, 3.0)
+    assert (cached(tmp_path / "array.npy", compute, 64, by=network) == 3).all()
+
+
+def test_a_digest_is_of_weights_and_their_names_whatever_their_type_and_layout():
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
+    before = digest(network)
+    assert digest(network.to(memory_format=torch.channels_last)) == before
+    assert digest(network, network) != before
+    network[1].num_batches_tracked += 1
+    assert digest(network) != before
+    assert digest(nn.Linear(1, 1).bfloat16()) != digest(nn.Linear(1, 1).bfloat16())

@@ -157,8 +157,8 @@ class AdapterTask:
 
         return {
             "latents": cached_latents(self.vae, people, name("latents")),
-            "patches": cached(name("patches"), crops, count),
-            "places": cached(name("places"), places, count),
+            "patches": cached(name("patches"), crops, count, by=self.image_encoder),
+            "places": cached(name("places"), places, count, by=self.image_encoder),
             "skeletons": cached_skeletons(people, name("skeletons")),
             "body": cached_body_weights(people, name("body")),
             "colours": cached(

@@ -46,7 +46,7 @@ class ClipTextTask(ClipTask):
         use_fastest_attention(self.clip)
         count = len(self.people)
         file = runs / "cache" / f"image-embeds-train-{count}.npy"
-        self.image_embeds = cached(file, lambda piece: self.embed(self.people.images[piece]), count)
+        self.image_embeds = cached(file, lambda piece: self.embed(self.people.images[piece]), count, by=self.clip)
         self.module = TextTower(self.clip)
 
     @torch.no_grad()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.conditions import guided_features, masked_features, skeleton_batch
-from bolid_training.data import People, cached_chunks
+from bolid_training.data import People, cached_chunks, digest
 from bolid_training.lightning import ddim_table
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.lightning import LORA_FILE, STEPS, read_lora
@@ -72,7 +72,8 @@ class LightningTask:
         self.scheduler, self.config = self.pairs.scheduler, config
         self.teacher = self.pairs.module.eval().requires_grad_(False)
         self.teacher.adapter.load(runs / "adapter" / "model")
-        self.trajectories = cached_chunks(runs / "cache" / "trajectories", self._draw, CHUNKS)
+        drawn_by = digest(self.teacher, self.teacher.frozen[0], self.pairs.text_encoder)
+        self.trajectories = cached_chunks(runs / "cache" / f"trajectories-{drawn_by}", self._draw, CHUNKS)
         self.module = LightningUNet(UNet2DConditionModel.from_pretrained(runs / "unet" / "model"), config)
         self.module.adapter.load_state_dict(self.teacher.adapter.state_dict())
 

@@ -164,7 +164,9 @@ class MethodTask(AdapterTask):
         arrays = super()._arrays(people, split)
         if self.views == "whole":
             file = self.runs / "cache" / f"whole-{split}-{len(people)}.npy"
-            arrays["whole"] = cached(file, lambda piece: self._whole(people.images[piece]), len(people))
+            arrays["whole"] = cached(
+                file, lambda piece: self._whole(people.images[piece]), len(people), by=self.image_encoder
+            )
         return arrays
 
     def _whole(self, images: np.ndarray) -> np.ndarray:

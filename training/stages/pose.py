@@ -175,7 +175,7 @@ def cached_reconstructions(vae: AutoencoderTiny, people: People, cache: Path, sp
         with torch.no_grad(), autocast():
             return to_bytes(vae.decode(torch.from_numpy(clean + noise.astype(np.float32))).sample.float())
 
-    return cached(cache / f"reconstructed-{split}-{count}.npy", reconstruct, count)
+    return cached(cache / f"reconstructed-{split}-{count}.npy", reconstruct, count, by=vae)
 
 
 def visible_heatmaps(keypoints: Tensor, side: int) -> Tensor:

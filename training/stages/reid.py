@@ -63,4 +63,4 @@ class Reid:
         def embed(piece: slice) -> NDArray[np.float32]:
             return self(pixels(people.images[piece]), points[piece]).numpy()
 
-        return cached(file, embed, len(people))
+        return cached(file, embed, len(people), by=self.network)

@@ -170,7 +170,7 @@ def cached_latents(vae: AutoencoderTiny, people: People, file: Path) -> np.ndarr
         with torch.no_grad(), autocast():
             return vae.encode(pixels(people.images[piece])).latents.float().half().numpy()
 
-    return cached(file, encode, len(people))
+    return cached(file, encode, len(people), by=vae.encoder)
 
 
 def draw_skeletons(people: People, piece: slice) -> np.ndarray:

@@ -50,7 +50,8 @@ class WordsTask(AdapterTask):
         # both end in a LayerNorm: with the text's, tokens are of the states' size from the start
         norm = self.text_encoder.final_layer_norm
         self.module.adapter.identity_encoder.resampler.norm_out.load_state_dict(norm.state_dict())
-        states = cached(runs / "cache" / f"words-train-{len(self.people)}.npy", self._states, len(self.people))
+        file, count = runs / "cache" / f"words-train-{len(self.people)}.npy", len(self.people)
+        states = cached(file, self._states, count, by=self.text_encoder)
         self.states = torch.from_numpy(np.array(states))
         self.photos = np.flatnonzero(self.people.photos)
         self.nothing = self.encode_text([""])[0, 1 : 1 + len(TOLD)]
