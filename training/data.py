@@ -120,12 +120,12 @@ def cached_chunks(folder: Path, compute: Callable[[int], NDArray], count: int) -
 
 def digest(*networks: nn.Module) -> str:
     """16 hexadecimal digits that tell weights apart."""
-    digest = hashlib.sha256()
+    weights = hashlib.sha256()
     for network in networks:
         for name, tensor in network.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]
+            weights.update(name.encode())
+            weights.update(tensor.cpu().reshape(-1).contiguous().view(torch.uint8).numpy())
+    return weights.hexdigest()[:16]
 
 
 def process_state() -> PartialState:

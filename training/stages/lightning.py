@@ -72,7 +72,7 @@ class LightningTask:
         self.scheduler, self.config = self.pairs.scheduler, config
         self.teacher = self.pairs.module.eval().requires_grad_(False)
         self.teacher.adapter.load(runs / "adapter" / "model")
-        drawn_by = digest(self.teacher, self.teacher.frozen[0], self.pairs.text_encoder)
+        drawn_by = digest(self.teacher.adapter, self.teacher.frozen[0], self.pairs.text_encoder)
         self.trajectories = cached_chunks(runs / "cache" / f"trajectories-{drawn_by}", self._draw, CHUNKS)
         self.module = LightningUNet(UNet2DConditionModel.from_pretrained(runs / "unet" / "model"), config)
         self.module.adapter.load_state_dict(self.teacher.adapter.state_dict())

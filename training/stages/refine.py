@@ -2,7 +2,7 @@
 
 The lightning branch draws pictures from pure noise, and the gradient goes back through the last two of its four steps:
 
-    L = 2 L_anchor + 0.5 L_id + 0.5 L_embedding + L_colour
+The sum, with `WEIGHTS`, of L_anchor, L_id, L_embedding and L_colour is minimised.
 
 L_id (eq. 3 of the brief) asks the model's own pose estimator for the 12 keypoints, L_embedding the network of
 `stage reid` who is seen, who should be the person of the other photographs. L_colour asks no network: it compares the
@@ -87,8 +87,8 @@ class RefineTask(AdapterTask):
     """Begins with what `stage lightning` left."""
 
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
-        super().__init__(config, people, validation, runs)
         self.reid = Reid(runs)
+        super().__init__(config, people, validation, runs)
         self.persons = self.reid.of(self.people, runs / "cache" / f"persons-train-{len(self.people)}.npy")
         self.module.load(runs / "lightning" / "model")
         self.before = deepcopy(self.module).eval().requires_grad_(False)
