@@ -23,6 +23,7 @@ Examples:
   bolid-infer anna.jpg "sitting on a red sofa" -o sofa.png
   bolid-infer front.jpg "walking" --ref side.jpg --seed 7 -n 4
   bolid-infer anna.jpg "on a beach" --image-prompt beach.jpg --pose dancer.jpg
+  bolid-infer anna.jpg "dancing" --pose dancer.jpg --best-of 4
   bolid-infer anna.jpg "jumping" --pose none --steps 8 --guidance 2 --json
 """
 INTERRUPTED = 130
@@ -58,6 +59,9 @@ SETTINGS = {"help_option_names": ["-h", "--help"]}
     "--guidance-interval", metavar="LO:HI", help="Guide between these fractions of the steps only, as 0.1:0.8."
 )
 @click.option("--seed", type=int, help="Makes a picture repeatable; further pictures take seed + 1 … [default: random]")
+@click.option(
+    "--best-of", type=int, default=1, show_default=True, help="Draw so many, keep the one that follows the pose best."
+)
 @click.option("-n", "count", type=int, default=1, show_default=True, help="How many pictures.")
 @click.option("--size", help="512 or 384x512 (width x height). [default: the bundle's]")
 @click.option("--bundle", type=click.Path(path_type=Path), help="A bundle's folder. [default: the embedded one]")
@@ -147,7 +151,8 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     sampling = Sampling(**chosen, guidance_interval=_interval(given["guidance_interval"]))
     pose = {} if given["pose"] is None else {"pose": _pose(given["pose"])}
     loras = {"loras": [parse_lora(lora) for lora in given["loras"]]} if given["loras"] else {}
-    return {**options, **pose, **loras, "seed": given["seed"], "sampling": sampling, "width": width, "height": height}
+    options |= {"seed": given["seed"], "best_of": given["best_of"], "sampling": sampling}
+    return {**options, **pose, **loras, "width": width, "height": height}
 
 
 def _size(text: str | None) -> tuple[int | None, int | None]:

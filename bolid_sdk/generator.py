@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from bolid_sdk.backends import open_backend
+from bolid_sdk.best_of import pose_agreements
 from bolid_sdk.bundle import Bundle, open_bundle
 from bolid_sdk.conditioning import Conditioner
 from bolid_sdk.errors import InputError, Notice
@@ -46,7 +47,7 @@ UNPLACED = Notice(
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """A call after its pictures have been read: one entry for each picture to make."""
+    """A call after its pictures have been read: one entry for each picture to draw, `best_of` for each to keep."""
 
     prompts: tuple[str, ...]
     people: tuple[Identity, ...]
@@ -65,6 +66,7 @@ class _Plan:
 
     job: _Job
     prompts: tuple[str, ...]
+    poses: tuple[Pose | None, ...]
     seeds: tuple[int, ...]
     notices: tuple[tuple[Notice, ...], ...]
     conditioning: dict[str, FloatArray]
@@ -136,21 +138,23 @@ class Generator:
         """A picture for each (person, prompt), with the same options. Equal seeds give equal pictures in any batch."""
         job = self._start(requests, options)
         results: list[Result] = []
-        for start in range(0, len(requests), self._max_batch):
-            plan = self._plan(job, slice(start, start + self._max_batch))
+        together = self._max_batch // job.options.best_of * job.options.best_of
+        for start in range(0, len(job.prompts), together):
+            plan = self._plan(job, slice(start, start + together))
             *_, last = self._denoise(plan)
             results += self._results(plan, last)
         return results
 
     def stream(self, person: Person, prompt: str, **options: Unpack[Options]) -> Iterator[Step]:
         """Like a call, but yields each sampling step; leaving the loop cancels, the last step has the result."""
-        plan = self._plan(self._start([(person, prompt)], options), slice(1))
+        plan = self._plan(self._start([(person, prompt)], options), slice(None))
         return (self._step(plan, state) for state in self._denoise(plan))
 
     def _start(self, requests: Sequence[tuple[Person, str]], options: Options) -> _Job:
         """Finds whatever is wrong with a request before the first graph runs, then reads its pictures."""
         manifest, timings = self.bundle.manifest, Timings()
-        resolved = resolve_options(options, manifest, len(requests))
+        resolved = resolve_options(options, manifest, len(requests), self._max_batch)
+        requests = [request for request in requests for _ in range(resolved.best_of)]
         table = resolved.sampling.table(manifest.noise_schedule)
         prompts = tuple(check_prompt(prompt) for _, prompt in requests)
         for person in {id(person): person for person, _ in requests}.values():
@@ -185,7 +189,7 @@ class Generator:
         nobody = options.sampling.branches == 2
         blank = nobody and self.bundle.manifest.encodes_nobody
         wanted = {
-            "pose_estimator": strangers or finds_pose,
+            "pose_estimator": strangers or finds_pose or options.best_of > 1,
             "image_encoder": strangers or blank or prompted,
             "identity_encoder": strangers or nobody,
             "denoiser": True,
@@ -239,6 +243,7 @@ class Generator:
         return _Plan(
             job=job,
             prompts=prompts,
+            poses=job.poses[part],
             seeds=options.seeds[part],
             notices=tuple(
                 (*general, *person.notices, *tokenized[prompt].notices)
@@ -287,14 +292,18 @@ class Generator:
         return Step(
             index=state.index + 1,
             total=plan.job.table.steps,
-            _preview=lambda: self._decode(state.x0.numpy())[0],
+            _preview=lambda: self._decode(state.x0.numpy()[:1])[0],
             _result=lambda: self._results(plan, state)[0],
         )
 
     def _results(self, plan: _Plan, state: LoopState) -> list[Result]:
+        """The finished pictures, of each one's candidates the best."""
+        best_of = plan.job.options.best_of
         with plan.job.timings.stage("decode"):
             images = self._decode(state.sample.numpy())
-        return [
+        with plan.job.timings.stage("choice"):
+            agreements = [None] * len(images) if best_of == 1 else self._agreements(plan, images)
+        drawn = [
             Result(
                 image=image,
                 prompt=prompt,
@@ -305,10 +314,21 @@ class Generator:
                 digest=self.bundle.digest,
                 backend=self.backend,
                 warnings=notices,
+                pose_agreement=agreement,
                 loras=plan.job.loras.to_list(),
             )
-            for image, prompt, seed, notices in zip(images, plan.prompts, plan.seeds, plan.notices, strict=True)
+            for image, prompt, seed, notices, agreement in zip(
+                images, plan.prompts, plan.seeds, plan.notices, agreements, strict=True
+            )
         ]
+        groups = (drawn[start : start + best_of] for start in range(0, len(drawn), best_of))
+        return [max(group, key=lambda result: result.pose_agreement or 0.0) for group in groups]
+
+    def _agreements(self, plan: _Plan, images: Sequence[Image.Image]) -> list[float | None]:
+        sizes = self.bundle.manifest.sizes
+        return pose_agreements(
+            self._graphs["pose_estimator"], images, plan.poses, (sizes.pose_height, sizes.pose_width)
+        )
 
     def _decode(self, latents: FloatArray) -> list[Image.Image]:
         pixels = self._graphs["vae_decoder"].run({"latents": latents})["pixels"]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from bolid_sdk.best_of import candidate_seeds
 from bolid_sdk.conditioning import Scale, SizeConditioning, layer_scales
 from bolid_sdk.contracts import Sizes
 from bolid_sdk.errors import InputError
@@ -46,6 +47,8 @@ class Options(TypedDict, total=False):
     pose: REFERENCE (default), a picture of somebody in that pose, 12 keypoints [12, 2 or 3] in [0, 1], a Pose, or None.
         For InstantID's bundles five keypoints of the face that is to be drawn, [5, 2 or 3]: eyes, nose, mouth corners.
     seed: 0 to 2**63 - 1, or one for each picture; None draws one. Picture i of a batch gets seed + i.
+    best_of: how many pictures to draw for each that is wanted, of which the one is kept that follows the pose best, as
+        the bundle's pose estimator sees it; up to the generator's `max_batch`. Default 1. The result has its seed.
     identity_scale, image_scale: a number, or one for each cross-attention layer; 0 switches off. Default 1.
     pose_scale: a number; default 1.
     ortho, num_zero: for PuLID's bundles, "off", "v1" or "v2" (default), and 0 to 80 tokens of zeros (default 8).
@@ -60,6 +63,7 @@ class Options(TypedDict, total=False):
     image_prompt: ImageSource | None
     pose: PoseSource
     seed: int | Sequence[int] | None
+    best_of: int
     identity_scale: Scale
     image_scale: Scale
     pose_scale: float
@@ -75,11 +79,12 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedOptions:
-    """Options with nothing left open, checked against a bundle."""
+    """Options with nothing left open, checked against a bundle. `seeds`: of every picture's `best_of` candidates."""
 
     image_prompt: ImageSource | None
     pose: PoseSource
     seeds: tuple[int, ...]
+    best_of: int
     identity_scale: FloatArray
     image_scale: FloatArray
     pose_scale: float
@@ -92,7 +97,7 @@ class ResolvedOptions:
     loras: tuple[tuple[LoraSource, float], ...]
 
 
-def resolve_options(options: Options, manifest: Manifest, count: int) -> ResolvedOptions:
+def resolve_options(options: Options, manifest: Manifest, count: int, max_batch: int) -> ResolvedOptions:
     """Raises InputError for whatever cannot be used, TypeError for an unknown name."""
     unknown = set(options) - set(Options.__annotations__)
     if unknown:
@@ -106,6 +111,8 @@ def resolve_options(options: Options, manifest: Manifest, count: int) -> Resolve
     image_prompt, pose = options.get("image_prompt"), options.get("pose", REFERENCE)
     require_capability(manifest, "image_prompt", image_prompt is not None)
     require_capability(manifest, "pose", pose is not None and pose is not REFERENCE)
+    best_of = _best_of(options.get("best_of", 1), pose, max_batch)
+    require_capability(manifest, "pose_estimation", best_of > 1)
     ortho, num_zero = options.get("ortho"), options.get("num_zero")
     require_capability(manifest, "orthogonal", ortho is not None or num_zero is not None)
     image_scale: Scale = 0.0 if image_prompt is None else options.get("image_scale", 1.0)
@@ -114,7 +121,8 @@ def resolve_options(options: Options, manifest: Manifest, count: int) -> Resolve
     return ResolvedOptions(
         image_prompt=image_prompt,
         pose=pose,
-        seeds=_seeds(options.get("seed"), count),
+        seeds=candidate_seeds(_seeds(options.get("seed"), count), best_of, MAX_SEED + 1),
+        best_of=best_of,
         identity_scale=layer_scales(options.get("identity_scale", 1.0), layers, "identity_scale"),
         image_scale=layer_scales(image_scale, layers, "image_scale"),
         pose_scale=float(layer_scales(options.get("pose_scale", 1.0), 1, "pose_scale")[0]),
@@ -176,6 +184,18 @@ def _loras(options: Options, manifest: Manifest) -> tuple[tuple[LoraSource, floa
     if loras:
         require_loras(manifest)
     return loras
+
+
+def _best_of(count: Any, pose: PoseSource, max_batch: int) -> int:
+    whole = isinstance(count, int | np.integer) and not isinstance(count, bool)
+    if not whole or not 1 <= count <= max_batch:
+        raise InputError(
+            f"best_of={count!r} is unusable; expected 1 to {max_batch}, as many as this generator draws at once: its "
+            "max_batch"
+        )
+    if count > 1 and pose is None:
+        raise InputError(f"best_of={count} chooses by the pose, and pose=None asks for none; give one or leave it out")
+    return int(count)
 
 
 def _seeds(seed: Any, count: int) -> tuple[int, ...]:

@@ -23,7 +23,8 @@ class Result:
     """One finished picture and how it came about.
 
     `timings` are seconds by stage, shared by the pictures of one call; `digest` is the bundle's; `warnings` are what
-    the caller should know although it was no error.
+    the caller should know although it was no error. `pose_agreement`, in [0, 1], of the best of several: see
+    `best_of.agreement`.
     """
 
     image: Image.Image
@@ -35,6 +36,7 @@ class Result:
     digest: str
     backend: str
     warnings: tuple[Notice, ...] = ()
+    pose_agreement: float | None = None
     loras: Sequence[Mapping[str, Any]] = ()
     """File name, sha256 and weight of each that the request brought."""
 
@@ -49,6 +51,7 @@ class Result:
             "bundle": self.bundle,
             "digest": self.digest,
             "backend": self.backend,
+            "pose_agreement": None if self.pose_agreement is None else round(self.pose_agreement, 4),
             "loras": [dict(lora) for lora in self.loras],
             "timings": {stage: round(seconds, 4) for stage, seconds in self.timings.items()},
             "warnings": [asdict(notice) for notice in self.warnings],

@@ -128,7 +128,7 @@ def test_other_things_than_faces_are_refused(wrong):
 
 
 def pulid_options(**options):
-    return resolve_options(options, room(PULID)[1].manifest, 1)
+    return resolve_options(options, room(PULID)[1].manifest, 1, 8)
 
 
 def test_modes_are_numbers_of_a_request():
@@ -141,10 +141,10 @@ def test_modes_are_numbers_of_a_request():
         with pytest.raises(InputError, match=r"ortho=.* there is off, v1, v2|num_zero=.* from 0 to 80"):
             pulid_options(**wrong)
     other = room(INSTANT_ID)[1].manifest
-    assert resolve_options({}, other, 1).num_zero == 0
+    assert resolve_options({}, other, 1, 8).num_zero == 0
     for option in ({"ortho": "v2"}, {"num_zero": 8}):
         with pytest.raises(InputError, match="has no orthogonal"):
-            resolve_options(option, other, 1)
+            resolve_options(option, other, 1, 8)
 
 
 @given(branches=st.sampled_from([1, 2]), num_zero=st.integers(0, 80), people=st.integers(1, 3))

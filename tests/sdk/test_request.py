@@ -14,12 +14,12 @@ def sdxl(tiny_bundle):
 
 
 def test_a_picture_is_by_default_its_own_size_and_whole(sdxl):
-    told = resolve_options({"width": 96, "height": 32}, sdxl, 1).size_conditioning
+    told = resolve_options({"width": 96, "height": 32}, sdxl, 1, 8).size_conditioning
     assert told.time_ids().tolist() == [32, 96, 0, 0, 32, 96]
 
 
 def test_sizes_are_told_in_the_order_of_diffusers(sdxl):
-    told = resolve_options({"original_size": (1024, 768), "crop_top_left": [5, 7]}, sdxl, 1).size_conditioning
+    told = resolve_options({"original_size": (1024, 768), "crop_top_left": [5, 7]}, sdxl, 1, 8).size_conditioning
     assert told.time_ids().tolist() == [1024, 768, 5, 7, 64, 64]
 
 
@@ -36,4 +36,4 @@ def test_sizes_are_told_in_the_order_of_diffusers(sdxl):
 )
 def test_unusable_sizes_are_named(sdxl, options, message):
     with pytest.raises(InputError, match=message):
-        resolve_options(options, sdxl, 1)
+        resolve_options(options, sdxl, 1, 8)

@@ -42,7 +42,8 @@ class Contestant:
 
 
 def parse_contestant(text: str) -> Contestant:
-    """ "bolid=engines/bolid", "bolid_25=engines/base@steps=25@guidance=3", "ip_adapter=engines/ip@pose=none".
+    """ "bolid=engines/bolid", "bolid_25=engines/base@steps=25@guidance=3", "ip_adapter=engines/ip@pose=none",
+    "best=embedded@best_of=4".
 
     The bundle "embedded" is the SDK's own. Raises InputError.
     """
@@ -51,9 +52,10 @@ def parse_contestant(text: str) -> Contestant:
     if not (name and equals and folder):
         raise InputError(f"{text!r} is no row; expected NAME=BUNDLE, as in bolid=engines/bolid")
     given = dict(choice.partition("=")[::2] for choice in choices)
-    if given.keys() - {"pose", "steps", "guidance", "references"} or given.get("pose", "none") != "none":
+    if given.keys() - {"pose", "steps", "guidance", "references", "best_of"} or given.get("pose", "none") != "none":
         raise InputError(
-            f"{text!r} cannot be read; expected @pose=none, @steps=N, @guidance=X or @references=N after the bundle"
+            f"{text!r} cannot be read; expected @pose=none, @steps=N, @guidance=X, @references=N or @best_of=N after "
+            "the bundle"
         )
     references = given.pop("references", "1")
     if not (references.isdecimal() and int(references)):
@@ -69,9 +71,10 @@ def _options(text: str, given: dict[str, str]) -> dict[str, Any]:
             steps=int(given["steps"]) if "steps" in given else None,
             guidance=float(given["guidance"]) if "guidance" in given else None,
         )
+        best_of = {"best_of": int(given["best_of"])} if "best_of" in given else {}
     except ValueError as error:
         raise InputError(f"{text!r} cannot be read: {error}") from error
-    return pose | ({"sampling": sampling} if sampling != Sampling() else {})
+    return pose | best_of | ({"sampling": sampling} if sampling != Sampling() else {})
 
 
 def figure_columns(contestants: list[Contestant], names: str) -> list[str]:
@@ -178,6 +181,7 @@ def _row(
         "precision": generator.bundle.manifest.precision,
         **asdict(sampling),
         "references": contestant.references,
+        "best_of": contestant.options.get("best_of", 1),
         "pose_input": "pose" not in contestant.options and "pose" in generator.bundle.manifest.capabilities,
         "metrics": summaries(exam, values) | distance(exam, seen),
         "by_pose": {name: by_pose(exam, values[name]) for name in BY_POSE},
