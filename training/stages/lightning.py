@@ -58,7 +58,8 @@ class LightningUNet(ConditionedUNet):
     def save(self, folder: Path) -> None:
         """The LoRA as diffusers' pipelines load it, and the adapter that goes with it."""
         self.adapter.save(folder / "adapter")
-        lora = get_peft_model_state_dict(self.frozen[0])
+        # convolutions may be channels last in memory, which no file can be
+        lora = {name: weight.contiguous() for name, weight in get_peft_model_state_dict(self.frozen[0]).items()}
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=lora, weight_name=LORA_FILE)
 
     def load(self, folder: Path) -> None:
