@@ -9,7 +9,7 @@ DEMO := .venv-demo
 BIN := $(DEV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types bench tables comparison wheel bindings clean
+.PHONY: help demo test check lint types bench tables comparison sampling wheel bindings clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -83,6 +83,15 @@ comparison: $(DEV)/.installed ## train BoLID, its ablations, IP-Adapter, Instant
 	$(BIN)/bolid-eval compare $(call rows,$(METHODS) $(WITH_GUIDER)) embedded=embedded embedded_2=embedded@references=2 \
 		$(EXAM) -o docs/results/comparison.json --figure docs/images/comparison.png --columns $(IN_FIGURE)
 	$(BIN)/bolid-eval compare $(call rows,bolid $(ABLATIONS)) $(EXAM) -o docs/results/ablations.json
+	$(BIN)/python benchmarks/tables.py
+
+sampling: $(DEV)/.installed ## the embedded model's four steps, 25 guided ones and the best of several: half an hour
+	$(BIN)/bolid-train data --out runs/unseen --identities 2000 --views 3 --seed 1 --splits test
+	test -d runs/avatar/unet/model || $(BIN)/bolid-train unpack
+	$(BIN)/bolid-train assemble --guided --out runs/avatar/guided/checkpoint
+	$(BIN)/bolid-export --model runs/avatar/guided/checkpoint --precision fp32 --force -o runs/avatar/guided/engines
+	$(BIN)/bolid-eval compare embedded=embedded guided25=runs/avatar/guided/engines@steps=25@guidance=3 \
+		best_of_4=embedded@best_of=4 $(EXAM) -o docs/results/few_steps.json
 	$(BIN)/python benchmarks/tables.py
 
 wheel: $(DEV)/.installed ## dist/*.whl

@@ -23,6 +23,7 @@ DOCUMENTS = (
 RESULTS = ROOT / "benchmarks" / "results"
 EVALUATION = ROOT / "docs" / "results" / "avatar.json"
 COMPARISON = ROOT / "docs" / "results" / "comparison.json"
+FEW_STEPS = ROOT / "docs" / "results" / "few_steps.json"
 ABLATIONS = ROOT / "docs" / "results" / "ablations.json"
 TABLE = re.compile(r"(?P<start><!-- table: (?P<name>[\w-]+) -->\n).*?(?P<stop><!-- /table -->)", re.DOTALL)
 
@@ -79,7 +80,16 @@ def classes(measured: dict) -> str:
 
 def comparison() -> str:
     """The methods on the same people, prompts and noise, between what is possible and what is worth nothing."""
-    measured = json.loads(COMPARISON.read_text())
+    return rows_of(json.loads(COMPARISON.read_text()))
+
+
+def few_steps() -> str:
+    """The embedded model's four steps, the best of several pictures, and many guided steps."""
+    return rows_of(json.loads(FEW_STEPS.read_text()))
+
+
+def rows_of(measured: dict) -> str:
+    """What `bolid-eval compare` wrote, as a table."""
     rows = measured["rows"]
     columns = {name: title for name, title in COMPARED.items() if name in rows[0]["metrics"]}
     lines = [
@@ -119,7 +129,8 @@ def sampled(row: dict) -> str:
     guided = "" if row["guidance"] == 1 else f", guidance {row['guidance']:g}"
     pose = "" if row["pose_input"] else ", no pose"
     references = "" if row.get("references", 1) == 1 else f", up to {row['references']} references"
-    return f"{row['steps']} steps{guided}{pose}{references}"
+    best_of = "" if row.get("best_of", 1) == 1 else f", best of {row['best_of']}"
+    return f"{row['steps']} steps{guided}{pose}{references}{best_of}"
 
 
 def judged(metrics: dict, columns: dict[str, str]) -> list[str]:
@@ -162,6 +173,9 @@ MODELS = {
     "bolid_no_words": "BoLID without the words",
     "embedded": "BoLID, embedded",
     "embedded_2": "BoLID, embedded",
+    "best_of_4": "BoLID, embedded",
+    "best_of_8": "BoLID, embedded",
+    "guided25": "BoLID, its base guided",
 }
 ABLATED = {
     "bolid_rec": "pairs of pictures alone: neither L_id nor L_CLIP",
@@ -192,6 +206,7 @@ TABLES = {
     "quality": quality,
     "comparison": comparison,
     "ablations": ablations,
+    "few_steps": few_steps,
     "image": lambda: latency("image"),
     "graphs": lambda: latency("graphs"),
     "cpu": lambda: acceleration.cpu(RESULTS),

@@ -10,6 +10,7 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from bolid_training.model.adapter import Adapter
+from bolid_training.model.attention import read_as_text
 from bolid_training.model.checkpoint import (
     Checkpoint,
     build_scheduler,
@@ -32,18 +33,20 @@ def assemble_checkpoint(
     recipe: Recipe | None = None,
     *,
     few_steps: bool = False,
+    guided: bool = False,
 ) -> int:
     """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes.
 
     A `runs/decoder/model` goes in instead of `vae`. With a `runs/lightning/model` (or `runs/refine/model`, which goes
     on from there), its LoRA and its adapter go in, and the checkpoint samples as they were trained to. With a `recipe`,
     the adapter is that of `runs/RECIPE/model`, the sizes are the recipe's, and the LoRA goes in only if `few_steps`
-    says so. Raises FileNotFoundError for what has not been trained.
+    says so. `guided`: the adapter's tokens are read with the base's own keys and values, as its words were taught, and
+    the checkpoint samples with guidance; no LoRA. Raises FileNotFoundError for what has not been trained.
     """
     config, model = config or AvatarConfig(), _models(runs)
     refined, lightning = (runs / name / "model" for name in ("refine", LIGHTNING))
     lightning = refined if refined.is_dir() else lightning
-    if few_steps := few_steps if recipe else lightning.is_dir():
+    if few_steps := few_steps if recipe else lightning.is_dir() and not guided:
         config = replace(config, steps=STEPS, guidance=1.0)
         model["adapter"] = lightning / "adapter"
     if recipe is not None:
@@ -56,6 +59,8 @@ def assemble_checkpoint(
     # a method that was trained without the base's guider may be assembled with it
     own_guider = model["adapter"] / "pose_guider"
     adapter.load(model["adapter"], own_guider if own_guider.is_dir() else model["unet"] / "pose_guider")
+    if guided:
+        read_as_text(unet)
     clip = clip_parts(CLIPModel.from_pretrained(model["clip"]))
     Checkpoint(
         config=config,

@@ -161,14 +161,23 @@ def profile(name: str, data: Path, runs: Path, batch_size: int | None, recipe: s
 @main.command()
 @click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True)
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="[default: training/weights/avatar, or RUNS/RECIPE/checkpoint]"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="[default: training/weights/avatar, or RUNS/{RECIPE,guided}/checkpoint]",
 )
 @click.option("--recipe", type=click.Choice(list(methods.RECIPES)), help="With this method's adapter.")
 @click.option("--guider/--no-guider", default=None, help="Whether skeletons guide through the base's T2I-Adapter.")
 @click.option(
     "--few-steps", is_flag=True, help="The method in four steps without guidance, with the LoRA of `lightning`."
 )
-def assemble(runs: Path, out: Path | None, recipe: str | None, guider: bool | None, few_steps: bool) -> None:
+@click.option(
+    "--guided",
+    is_flag=True,
+    help="What the few steps are compared with: the base reads the adapter's tokens as its text, with guidance.",
+)
+def assemble(
+    runs: Path, out: Path | None, recipe: str | None, guider: bool | None, few_steps: bool, guided: bool
+) -> None:
     """Puts the stages' networks together into one diffusers folder, weights in float16.
 
     A method that was trained without the base's pose guider is assembled without it, unless --guider asks for it: the
@@ -179,9 +188,12 @@ def assemble(runs: Path, out: Path | None, recipe: str | None, guider: bool | No
     if recipe is None and (guider is not None or few_steps):
         raise click.UsageError("--guider, --no-guider and --few-steps are for a recipe: name one with --recipe")
     method = chosen_method("adapter", recipe, None if guider is None else "frozen" if guider else "off", False)
-    out = out or (runs / recipe / "checkpoint" if recipe else Path("training/weights/avatar"))
+    if recipe and guided:
+        raise click.UsageError("--guided is for the model without a --recipe: methods sample with guidance anyway")
+    kept = runs / "guided" / "checkpoint" if guided else Path("training/weights/avatar")
+    out = out or (runs / recipe / "checkpoint" if recipe else kept)
     try:
-        size = assemble_checkpoint(runs, out, recipe=method, few_steps=few_steps)
+        size = assemble_checkpoint(runs, out, recipe=method, few_steps=few_steps, guided=guided)
     except FileNotFoundError as error:
         raise click.UsageError(str(error)) from error
     click.echo(json.dumps({"checkpoint": str(out), "megabytes": round(size / 1e6, 1)}))

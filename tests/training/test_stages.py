@@ -1,17 +1,20 @@
 """Every stage on a handful of rendered people: it trains, continues, and the parts make one checkpoint."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bolid_training.assemble import assemble_checkpoint, keep_stages, unpack_checkpoint
 from bolid_training.avatars.dataset import write_dataset
+from bolid_training.avatars.description import TOLD
 from bolid_training.avatars.shards import Settings
 from bolid_training.loop import LoopOptions, train
+from bolid_training.model.adapter import PART_EMBEDDING
 from bolid_training.model.checkpoint import load_checkpoint
 from bolid_training.model.config import AvatarConfig
 from bolid_training.precision import autocast
@@ -86,6 +89,28 @@ def test_a_checkpoint_samples_as_its_lightning_was_trained_to(runs, data, tmp_pa
     assert (fused - expected).abs().max() < 1e-3  # float16 on disk
 
 
+def test_the_guided_model_reads_the_adapters_tokens_as_its_text(runs, tmp_path):
+    """Whatever was trained: keys and values far from the text's make it visible."""
+    for name in ("clip", "vae", "pose", "unet", "lightning"):
+        (tmp_path / name).symlink_to(runs / name)
+    far = tmp_path / "adapter" / "model"
+    shutil.copytree(runs / "adapter" / "model", far)
+    weights = load_file(far / "identity.safetensors")
+    save_file({n: w + ("ip_adapter" in n) for n, w in weights.items()}, far / "identity.safetensors")
+    assemble_checkpoint(tmp_path, tmp_path / "out", TINY, guided=True)
+    checkpoint = load_checkpoint(tmp_path / "out")
+    assert (checkpoint.config.steps, checkpoint.config.guidance) == (TINY.steps, TINY.guidance)
+    base = UNet2DConditionModel.from_pretrained(runs / "unet" / "model")
+    for name, processor in checkpoint.unet.attn_processors.items():
+        if name.endswith("attn2.processor"):
+            text = base.get_submodule(name.removesuffix(".processor"))
+            for branch in (processor.identity, processor.image):
+                assert (branch.to_k_ip.weight - text.to_k.weight).abs().max() < 1e-3  # float16 on disk
+                assert (branch.to_v_ip.weight - text.to_v.weight).abs().max() < 1e-3
+    part = checkpoint.adapter.identity_encoder.part_embedding
+    assert (part - weights[PART_EMBEDDING]).abs().max() < 1e-3
+
+
 def test_an_unpacked_checkpoint_is_what_the_stages_had_written(runs, data, tmp_path):
     assemble_checkpoint(runs, tmp_path / "checkpoint", TINY)
     unpack_checkpoint(tmp_path / "checkpoint", tmp_path / "runs")
@@ -141,6 +166,15 @@ def test_words_are_taught_to_the_identity_encoder_alone_and_the_adapter_begins_t
     task.load(runs / "words" / "model")
     taught = task.module.adapter.identity_encoder.state_dict()
     assert all(torch.equal(begun[name], taught[name]) for name in taught)
+
+
+def test_what_words_leave_unexplained_is_measured_on_validation_people(runs, data, tmp_path):
+    task = build_task("words", data, runs, config=TINY)
+    found = task.validate(tmp_path / "sheet.png")
+    with torch.no_grad():
+        task.module.adapter.identity_encoder.resampler.norm_out.bias.add_(10)
+    worse = task.validate(tmp_path / "sheet.png")
+    assert all(worse[name] > found[name] for name in ("unexplained", *(f"unexplained_{told}" for told in TOLD)))
 
 
 def test_a_base_goes_on_with_the_text_encoder_in_whose_states_words_were_taught(runs, data, tmp_path):

@@ -135,14 +135,21 @@ def install_body_id_attention(unet: UNet2DConditionModel, branches: Sequence[str
         if not name.endswith("attn2.processor"):
             processors[name] = PlainAttnProcessor()
             continue
-        layer = BodyIDAttnProcessor(len(layers), attn.to_k.in_features, attn.to_k.out_features, branches)
-        for branch in layer.children():
-            branch.to_k_ip.load_state_dict(attn.to_k.state_dict())
-            branch.to_v_ip.load_state_dict(attn.to_v.state_dict())
-        layers.append(layer)
-        processors[name] = layer
+        processors[name] = BodyIDAttnProcessor(len(layers), attn.to_k.in_features, attn.to_k.out_features, branches)
+        layers.append(processors[name])
     unet.set_attn_processor(processors)
+    read_as_text(unet)
     return layers
+
+
+def read_as_text(unet: UNet2DConditionModel) -> None:
+    """Keys and values of the branches become copies of the text's."""
+    for name, processor in unet.attn_processors.items():
+        if isinstance(processor, BodyIDAttnProcessor):
+            attn = unet.get_submodule(name.removesuffix(".processor"))
+            for branch in processor.children():
+                branch.to_k_ip.load_state_dict(attn.to_k.state_dict())
+                branch.to_v_ip.load_state_dict(attn.to_v.state_dict())
 
 
 def share_body_id_attention(unet: UNet2DConditionModel, layers: nn.ModuleList) -> None:
