@@ -22,7 +22,9 @@ STAGES = {
     "unet": StageRecipe(steps=12000, batch_size=16, learning_rate=6e-4, optimizer="muon", validate_every=1000),
     "clip_text": StageRecipe(steps=400, batch_size=128, learning_rate=5e-4, ema_decay=0.98, validate_every=100),
     "reid": StageRecipe(steps=2000, batch_size=64, learning_rate=1e-3, ema_decay=0.998),
-    "words": StageRecipe(steps=6000, batch_size=32, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
+    "words": StageRecipe(
+        steps=6000, batch_size=32, learning_rate=1e-3, optimizer="muon", ema_decay=0.998, validate_every=750
+    ),
     "adapter": StageRecipe(steps=6000, batch_size=16, learning_rate=6e-4, validate_every=1000),
     "lightning": StageRecipe(steps=450, batch_size=64, learning_rate=5e-4, ema_decay=0.995, validate_every=150),
     "refine": StageRecipe(steps=170, batch_size=16, learning_rate=2e-4, ema_decay=0.98, validate_every=40),

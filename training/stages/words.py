@@ -76,11 +76,30 @@ class WordsTask(AdapterTask):
         }
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The mean squared error as a share of each phrase's variance: 1 for who says the same of everybody."""
-        tokens = module(batch).float()
-        taught = torch.arange(tokens.shape[1]) % batch["states"].shape[1]
-        error = (tokens - batch["states"][:, taught]).square().mean(-1)
-        return {"loss": (error / self.spread[taught]).mean()}
+        return {"loss": unexplained(module(batch), batch["states"], self.spread).mean()}
+
+    @torch.no_grad()
+    def validate(self, sheet: Path) -> dict[str, float]:
+        """Also what is not explained of each phrase, in all validation photographs."""
+        photos = np.flatnonzero(self.validation.photos)
+        told = [description(self.validation.metadata[i]["attributes"]["person"]) for i in photos]
+        batch = {
+            "patch_tokens": self.patches(
+                self.validation_arrays["patches"], photos[:, None], np.zeros(len(photos), bool)
+            ),
+            "parts": torch.arange(self.config.parts).expand(len(photos), -1),
+        }
+        states = word_states(self.text_encoder, self.tokenizer, told)
+        shares = unexplained(self.module(batch), states, self.spread).mean(0)
+        by_phrase = {f"unexplained_{name}": float(shares[i :: len(TOLD)].mean()) for i, name in enumerate(TOLD)}
+        return super().validate(sheet) | {"unexplained": float(shares.mean())} | by_phrase
+
+
+def unexplained(tokens: Tensor, states: Tensor, spread: Tensor) -> Tensor:
+    """The squared error of tokens [B, N, C] as a share [B, N] of the variance [6] of the phrase each is taught, whose
+    states are [B, 6, C]: on average 1 for who says the same of everybody."""
+    taught = torch.arange(tokens.shape[1]) % states.shape[1]
+    return (tokens.float() - states[:, taught]).square().mean(-1) / spread[taught]
 
 
 @torch.no_grad()
