@@ -163,7 +163,7 @@ def build_optimizer(parameters: list[nn.Parameter], options: LoopOptions) -> tor
     if options.optimizer == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **adamw)
     # takes a second to import
-    from pytorch_optimizer import Muon
+    from bolid_training.muon import FastestMuon
 
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for parameter in parameters:
@@ -172,7 +172,7 @@ def build_optimizer(parameters: list[nn.Parameter], options: LoopOptions) -> tor
     matrices = {"params": groups[True], "use_muon": True, "use_adjusted_lr": True}
     others = {"params": groups[False], "use_muon": False, **adamw}
     used = [group for group in (matrices, others) if group["params"]]
-    return Muon(used, lr=options.learning_rate, weight_decay=options.weight_decay)
+    return FastestMuon(used, lr=options.learning_rate, weight_decay=options.weight_decay)
 
 
 def learning_rate_factor(step: int, options: LoopOptions) -> float:

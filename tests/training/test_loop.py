@@ -12,6 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from bolid_training import muon
 from bolid_training.loop import (
     LoopOptions,
     NotFiniteError,
@@ -122,6 +123,23 @@ def test_muon_moves_matrices_by_orthogonal_steps_and_the_rest_as_adamw_does():
     sizes = torch.linalg.svdvals(kernel.flatten(1).detach()) / (0.2 * (16 * 9) ** 0.5)
     assert ((sizes > 0.6) & (sizes < 1.3)).all()  # five Newton-Schulz steps come so near to 1
     assert all(torch.allclose(step.abs(), torch.ones_like(step), atol=1e-3) for step in others)
+
+
+def test_muon_takes_the_same_step_without_bfloat16(monkeypatch):
+    steps = []
+    for precision in ("bf16", "no"):
+        monkeypatch.setattr(muon, "fastest_precision", lambda precision=precision: precision)
+        torch.manual_seed(0)
+        kernels = [nn.Parameter(torch.randn(shape)) for shape in ((32, 16, 3, 3), (64, 48), (48, 64))]
+        before = [kernel.detach().clone() for kernel in kernels]
+        optimizer = build_optimizer(kernels, options("unused", optimizer="muon", weight_decay=0.0))
+        for kernel in kernels:
+            kernel.grad = torch.randn_like(kernel)
+        optimizer.step()
+        steps.append([old - new.detach() for old, new in zip(before, kernels, strict=True)])
+    for emulated, exact in zip(*steps, strict=True):
+        assert not torch.equal(emulated, exact)
+        assert (emulated - exact).norm() < 0.02 * exact.norm()
 
 
 def test_muon_continues_where_it_was_interrupted(tmp_path):
