@@ -2,13 +2,13 @@
 
 The lightning branch draws pictures from pure noise, and the gradient goes back through the last two of its four steps:
 
-The sum, with `WEIGHTS`, of L_anchor, L_id, L_embedding and L_colour is minimised.
+The sum, with `WEIGHTS`, of L_anchor, L_id and L_colour is minimised.
 
-L_id (eq. 3 of the brief) asks the model's own pose estimator for the 12 keypoints, L_embedding the network of
-`stage reid` who is seen, who should be the person of the other photographs. L_colour asks no network: it compares the
-mean colour of each part of the body with that of the true picture of the person in that pose. L_anchor keeps the rest
-as it was: v stays near to what the student, as it began, says of the same latents. L_CLIP is left out: an unpacked
-checkpoint has no CLIP any more that would know pictures and sentences alike.
+L_id (eq. 3 of the brief) asks the model's own pose estimator for the 12 keypoints. L_colour asks no network: it
+compares the mean colour of each part of the body with that of the true picture of the person in that pose. L_anchor
+keeps the rest as it was: v stays near to what the student, as it began, says of the same latents. L_CLIP is left out:
+an unpacked checkpoint has no CLIP any more that would know pictures and sentences alike. So is L_embedding: it brought
+nothing that could be measured (docs/architecture.md).
 """
 
 from copy import deepcopy
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from bolid_training.conditions import masked_features
 from bolid_training.data import People, pixels, resize
 from bolid_training.lightning import Predict, lightning_sample
-from bolid_training.losses import cosine_loss, kept_mean, keypoint_loss
+from bolid_training.losses import kept_mean, keypoint_loss
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.lightning import STEPS
 from bolid_training.model.pose_estimator import decode_heatmaps, load_pose_estimator
@@ -31,10 +31,9 @@ from bolid_training.model.sampling import seeded_noise
 from bolid_training.precision import autocast
 from bolid_training.stages.adapter import COLOURED, AdapterTask
 from bolid_training.stages.lightning import LightningUNet
-from bolid_training.stages.reid import Reid
 
 GRADIENT_STEPS = 2
-WEIGHTS = {"anchor": 2.0, "keypoints": 0.5, "embedding": 0.5, "colours": 1.0}
+WEIGHTS = {"anchor": 2.0, "keypoints": 1.0, "colours": 1.0}
 SEEN = 40  # pixels of a part below which its mean colour says little
 
 Step = tuple[Tensor, Tensor, Tensor]
@@ -87,9 +86,7 @@ class RefineTask(AdapterTask):
     """Begins with what `stage lightning` left."""
 
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
-        self.reid = Reid(runs)
         super().__init__(config, people, validation, runs)
-        self.persons = self.reid.of(self.people, runs / "cache" / f"persons-train-{len(self.people)}.npy")
         self.module.load(runs / "lightning" / "model")
         self.before = deepcopy(self.module).eval().requires_grad_(False)
         self.pose_estimator = load_pose_estimator(runs / "pose" / "model").eval().requires_grad_(False)
@@ -107,13 +104,7 @@ class RefineTask(AdapterTask):
             "truth": pixels(self.people.images[indices]).contiguous(),
             "masks": part_masks(self.people.parts[indices]),
             "keypoints": torch.from_numpy(self.people.keypoints[indices]),
-            "persons": torch.stack([self._person(index) for index in indices]),
-            "photo": torch.from_numpy(self.people.photos[indices]),
         }
-
-    def _person(self, index: int) -> Tensor:
-        """Unit embedding [D] of who is in a picture, out of the other photographs of them."""
-        return F.normalize(torch.from_numpy(self.persons[self.people.siblings[index]]).mean(0), dim=0)
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         latents, steps = module(batch)
@@ -122,10 +113,8 @@ class RefineTask(AdapterTask):
         keypoints = keypoint_loss(self._keypoints(pictures), batch["keypoints"], batch["keep_pose"])
         shown = batch["keep_identity"] & batch["keep_pose"]
         colours = colour_loss(pictures, batch["truth"], batch["masks"], shown)
-        person = self.reid(pictures, batch["keypoints"].numpy())
-        embedding = cosine_loss(person, batch["persons"], shown & batch["photo"])
         anchor = self.anchor_loss(steps, batch)
-        losses = {"anchor": anchor, "keypoints": keypoints, "embedding": embedding, "colours": colours}
+        losses = {"anchor": anchor, "keypoints": keypoints, "colours": colours}
         return {"loss": sum(WEIGHTS[name] * loss for name, loss in losses.items())} | losses
 
     def anchor_loss(self, steps: list[Step], batch: dict[str, Tensor]) -> Tensor:
