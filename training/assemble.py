@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from bolid_training.model.adapter import Adapter
+from bolid_training.model.adapter import Adapter, scale_features
 from bolid_training.model.attention import read_as_text
 from bolid_training.model.checkpoint import (
     Checkpoint,
@@ -34,6 +34,7 @@ def assemble_checkpoint(
     *,
     few_steps: bool = False,
     guided: bool = False,
+    pose_scale: float = 1.0,
 ) -> int:
     """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes.
 
@@ -41,7 +42,8 @@ def assemble_checkpoint(
     on from there), its LoRA and its adapter go in, and the checkpoint samples as they were trained to. With a `recipe`,
     the adapter is that of `runs/RECIPE/model`, the sizes are the recipe's, and the LoRA goes in only if `few_steps`
     says so. `guided`: the adapter's tokens are read with the base's own keys and values, as its words were taught, and
-    the checkpoint samples with guidance; no LoRA. Raises FileNotFoundError for what has not been trained.
+    the checkpoint samples with guidance; no LoRA. `pose_scale`: the pose guider's features become so many times as
+    large. Raises FileNotFoundError for what has not been trained.
     """
     config, model = config or AvatarConfig(), _models(runs)
     refined, lightning = (runs / name / "model" for name in ("refine", LIGHTNING))
@@ -61,6 +63,8 @@ def assemble_checkpoint(
     adapter.load(model["adapter"], own_guider if own_guider.is_dir() else model["unet"] / "pose_guider")
     if guided:
         read_as_text(unet)
+    if adapter.pose_guider is not None:
+        scale_features(adapter.pose_guider, pose_scale)
     clip = clip_parts(CLIPModel.from_pretrained(model["clip"]))
     Checkpoint(
         config=config,

@@ -175,8 +175,21 @@ def profile(name: str, data: Path, runs: Path, batch_size: int | None, recipe: s
     is_flag=True,
     help="What the few steps are compared with: the base reads the adapter's tokens as its text, with guidance.",
 )
+@click.option(
+    "--pose-scale",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Puts a pose scale that has proved better into the guider's weights.",
+)
 def assemble(
-    runs: Path, out: Path | None, recipe: str | None, guider: bool | None, few_steps: bool, guided: bool
+    runs: Path,
+    out: Path | None,
+    recipe: str | None,
+    guider: bool | None,
+    few_steps: bool,
+    guided: bool,
+    pose_scale: float,
 ) -> None:
     """Puts the stages' networks together into one diffusers folder, weights in float16.
 
@@ -193,7 +206,7 @@ def assemble(
     kept = runs / "guided" / "checkpoint" if guided else Path("training/weights/avatar")
     out = out or (runs / recipe / "checkpoint" if recipe else kept)
     try:
-        size = assemble_checkpoint(runs, out, recipe=method, few_steps=few_steps, guided=guided)
+        size = assemble_checkpoint(runs, out, recipe=method, few_steps=few_steps, guided=guided, pose_scale=pose_scale)
     except FileNotFoundError as error:
         raise click.UsageError(str(error)) from error
     click.echo(json.dumps({"checkpoint": str(out), "megabytes": round(size / 1e6, 1)}))

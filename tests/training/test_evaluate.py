@@ -383,6 +383,8 @@ def test_rows_are_named_bundles_with_options():
         name="base", bundle=None, options={"pose": None, "sampling": Sampling(steps=25, guidance=3.0)}
     )
     assert parse_contestant("two=embedded@references=2").references == 2
+    best = parse_contestant("best=embedded@best_of=4@pose_scale=1.4")
+    assert best.options == {"best_of": 4, "pose_scale": 1.4}
     for text in ("bolid", "=x", "a=b@pose=anna", "a=b@colour=red", "a=b@steps=many", "a=b@references=0"):
         with pytest.raises(InputError, match=r"expected|many"):
             parse_contestant(text)

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import CLIPTokenizer, VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation
 
-from bolid_training.model.checkpoint import build_checkpoint, load_checkpoint, train_tokenizer
+from bolid_training.model.adapter import build_pose_guider, scale_features
+from bolid_training.model.checkpoint import build_checkpoint, build_unet, load_checkpoint, train_tokenizer
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.pose_estimator import (
     FLIP,
@@ -143,3 +144,17 @@ def test_a_pose_estimator_survives_saving(tmp_path, stem):
     assert keypoints.shape == (1, 12, 3)
     assert heatmaps.shape == (1, 12, height // 4, width // 4)
     torch.testing.assert_close(mirrored * torch.tensor([-1, 1, 1]) + torch.tensor([1, 0, 0]), keypoints)
+
+
+@pytest.mark.parametrize("scale", [0.5, 1.4])
+def test_a_scaled_guider_is_a_guider_whose_features_are_scaled(scale):
+    torch.manual_seed(0)
+    guider = build_pose_guider(build_unet(AvatarConfig(unet_channels=(32, 32, 64))))
+    for name, parameter in guider.named_parameters():
+        torch.nn.init.normal_(parameter, std=0.2 if name.endswith("bias") else 0.1)
+    skeleton = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        before = guider(skeleton)
+        scale_features(guider, scale)
+        for found, feature in zip(guider(skeleton), before, strict=True):
+            torch.testing.assert_close(found, scale * feature, atol=1e-4, rtol=1e-4)

@@ -27,6 +27,7 @@ from bolid_training.evaluate.run import BY_POSE, by_pose, distance, setup, summa
 from bolid_training.judges.panel import Judges
 from bolid_training.judges.perceptual import perceptual_distance
 
+NUMBERS = {"best_of": int, "pose_scale": float}  # options of a picture, by what reads them
 TIMED = 7  # pictures one by one, after one that is not counted
 
 
@@ -52,10 +53,11 @@ def parse_contestant(text: str) -> Contestant:
     if not (name and equals and folder):
         raise InputError(f"{text!r} is no row; expected NAME=BUNDLE, as in bolid=engines/bolid")
     given = dict(choice.partition("=")[::2] for choice in choices)
-    if given.keys() - {"pose", "steps", "guidance", "references", "best_of"} or given.get("pose", "none") != "none":
+    known = {"pose", "steps", "guidance", "references", *NUMBERS}
+    if given.keys() - known or given.get("pose", "none") != "none":
         raise InputError(
-            f"{text!r} cannot be read; expected @pose=none, @steps=N, @guidance=X, @references=N or @best_of=N after "
-            "the bundle"
+            f"{text!r} cannot be read; expected @pose=none, @steps=N, @guidance=X, @references=N, @best_of=N or "
+            "@pose_scale=X after the bundle"
         )
     references = given.pop("references", "1")
     if not (references.isdecimal() and int(references)):
@@ -71,10 +73,10 @@ def _options(text: str, given: dict[str, str]) -> dict[str, Any]:
             steps=int(given["steps"]) if "steps" in given else None,
             guidance=float(given["guidance"]) if "guidance" in given else None,
         )
-        best_of = {"best_of": int(given["best_of"])} if "best_of" in given else {}
+        numbers = {name: read(given[name]) for name, read in NUMBERS.items() if name in given}
     except ValueError as error:
         raise InputError(f"{text!r} cannot be read: {error}") from error
-    return pose | best_of | ({"sampling": sampling} if sampling != Sampling() else {})
+    return pose | numbers | ({"sampling": sampling} if sampling != Sampling() else {})
 
 
 def figure_columns(contestants: list[Contestant], names: str) -> list[str]:
@@ -182,6 +184,7 @@ def _row(
         **asdict(sampling),
         "references": contestant.references,
         "best_of": contestant.options.get("best_of", 1),
+        "pose_scale": contestant.options.get("pose_scale", 1.0),
         "pose_input": "pose" not in contestant.options and "pose" in generator.bundle.manifest.capabilities,
         "metrics": summaries(exam, values) | distance(exam, seen),
         "by_pose": {name: by_pose(exam, values[name]) for name in BY_POSE},

@@ -51,6 +51,17 @@ def pose_guider_layout(unet: UNet2DConditionModel) -> dict[str, Any]:
     return {"channels": [*channels, *channels[2:]], "downscale_factor": 16, "adapter_type": "full_adapter_xl"}
 
 
+@torch.no_grad()
+def scale_features(guider: T2IAdapter, scale: float) -> None:
+    """Makes every feature map `scale` > 0 times as large, whatever the skeleton.
+
+    All of the network is linear but for ReLUs: with the first layer and all later biases scaled, so is what follows.
+    """
+    for name, parameter in guider.named_parameters():
+        if name.startswith("adapter.conv_in.") or name.endswith(".bias"):
+            parameter.mul_(scale)
+
+
 class Adapter(nn.Module):
     """What BoLID trains. `layers` are the UNet's own body-ID processors: to hold them here shares them."""
 
