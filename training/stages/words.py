@@ -75,9 +75,8 @@ class WordsTask(AdapterTask):
         }
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The squared error as a share of the variance. Not per phrase: the states of shoes and hair differ a tenth as
-        much as those of clothes, and with equal weights people are kept less well for as many steps
-        (docs/architecture.md)."""
+        """The squared error as a share of the variance. Phrases are not made equal, though the states of shoes and hair
+        differ a tenth as much as those of clothes: it kept people no better (docs/architecture.md)."""
         by_phrase = unexplained(module(batch), batch["states"], torch.ones_like(self.spread))
         return {"loss": by_phrase.mean() / self.spread.mean()}
 
