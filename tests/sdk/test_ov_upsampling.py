@@ -48,9 +48,9 @@ def upsampler(*, resize=RESIZE, conv=CONV, scales=(1, 1, 2, 2), bias=True, dtype
     return openvino.Core().read_model(model.SerializeToString())
 
 
-def drawn(model, batch, height, width):
+def drawn(model, batch, height, width, **settings):
     x = np.random.default_rng(1).standard_normal((batch, IN, height, width), np.float32)
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"} | settings)
     return compiled({"x": x})[0].copy()
 
 
@@ -154,10 +154,13 @@ def quantised_upsampler(*, shared=False, between=False):
 def test_int8_is_rounded_once_more_and_no_further(batch, height, width):
     changed = quantised_upsampler()
     assert split_upsamplers(changed) == 1
-    expected = drawn(quantised_upsampler(), batch, height, width)
+    # what is rounded is computed in float32: processors without VNNI cut sums of int8 products off at 16 bits, which
+    # makes the upsampler as it is wrong by 2 % here, and the split one by 4
+    rounded = {"LP_TRANSFORMS_MODE": "NO"}
+    expected = drawn(quantised_upsampler(), batch, height, width, **rounded)
     # a tap is off by half a step of 1/127 of its channel's largest sum at most, on average by a fourth
-    off = np.linalg.norm(drawn(changed, batch, height, width) - expected) / np.linalg.norm(expected)
-    assert 0 < off < 0.02
+    off = np.linalg.norm(drawn(changed, batch, height, width, **rounded) - expected) / np.linalg.norm(expected)
+    assert 0 < off < 0.01
 
 
 def test_int8_stays_int8():
