@@ -33,7 +33,7 @@ from bolid_training.stages.adapter import COLOURED, AdapterTask
 from bolid_training.stages.lightning import LightningUNet
 
 GRADIENT_STEPS = 2
-WEIGHTS = {"anchor": 2.0, "keypoints": 1.0, "colours": 1.0}
+WEIGHTS = {"anchor": 2.0, "keypoints": 0.5, "colours": 1.0}
 SEEN = 40  # pixels of a part below which its mean colour says little
 
 Step = tuple[Tensor, Tensor, Tensor]
