@@ -3,6 +3,7 @@
 import numpy as np
 import openvino
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -149,18 +150,27 @@ def quantised_upsampler(*, shared=False, between=False):
     return openvino.Core().read_model(model.SerializeToString())
 
 
+VNNI = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_vnni", "avx_vnni"))
+IN_FLOAT32 = {"LP_TRANSFORMS_MODE": "NO"}  # what int8 stands for, on any processor
+
+
+@pytest.mark.parametrize(
+    ("computed", "limit"),
+    [
+        pytest.param(IN_FLOAT32, 0.01, id="float32"),
+        # without VNNI even the upsampler as it is was wrong by up to 2.4 %, probably for sums that saturate at 16 bits
+        pytest.param({}, 0.02, id="int8", marks=pytest.mark.skipif(not VNNI, reason="needs exact int8: VNNI")),
+    ],
+)
 @settings(max_examples=10, deadline=None)
 @given(batch=st.integers(1, 2), height=st.integers(2, 9), width=st.integers(2, 9))
-def test_int8_is_rounded_once_more_and_no_further(batch, height, width):
+def test_int8_is_rounded_once_more_and_no_further(computed, limit, batch, height, width):
     changed = quantised_upsampler()
     assert split_upsamplers(changed) == 1
-    # what is rounded is computed in float32: processors without VNNI cut sums of int8 products off at 16 bits, which
-    # makes the upsampler as it is wrong by 2 % here, and the split one by 4
-    rounded = {"LP_TRANSFORMS_MODE": "NO"}
-    expected = drawn(quantised_upsampler(), batch, height, width, **rounded)
+    expected = drawn(quantised_upsampler(), batch, height, width, **computed)
     # a tap is off by half a step of 1/127 of its channel's largest sum at most, on average by a fourth
-    off = np.linalg.norm(drawn(changed, batch, height, width, **rounded) - expected) / np.linalg.norm(expected)
-    assert 0 < off < 0.01
+    off = np.linalg.norm(drawn(changed, batch, height, width, **computed) - expected) / np.linalg.norm(expected)
+    assert 0 < off < limit
 
 
 def test_int8_stays_int8():
