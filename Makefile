@@ -87,10 +87,10 @@ comparison: $(DEV)/.installed ## train BoLID, its ablations, IP-Adapter, Instant
 
 sampling: $(DEV)/.installed ## the embedded model's four steps, 25 guided ones and the best of several: half an hour
 	$(BIN)/bolid-train data --out runs/unseen --identities 2000 --views 3 --seed 1 --splits test
-	test -d runs/avatar/unet/model || $(BIN)/bolid-train unpack
-	$(BIN)/bolid-train assemble --guided --out runs/avatar/guided/checkpoint
-	$(BIN)/bolid-export --model runs/avatar/guided/checkpoint --precision fp32 --force -o runs/avatar/guided/engines
-	$(BIN)/bolid-eval compare embedded=embedded guided25=runs/avatar/guided/engines@steps=25@guidance=3 \
+	$(BIN)/bolid-train unpack --runs runs/sampling
+	$(BIN)/bolid-train assemble --runs runs/sampling --guided
+	$(BIN)/bolid-export --model runs/sampling/guided/checkpoint --precision fp32 --force -o runs/sampling/guided/engines
+	$(BIN)/bolid-eval compare embedded=embedded guided25=runs/sampling/guided/engines@steps=25@guidance=3 \
 		best_of_4=embedded@best_of=4 $(EXAM) -o docs/results/few_steps.json
 	$(BIN)/python benchmarks/tables.py
 

@@ -174,7 +174,6 @@ MODELS = {
     "embedded": "BoLID, embedded",
     "embedded_2": "BoLID, embedded",
     "best_of_4": "BoLID, embedded",
-    "best_of_8": "BoLID, embedded",
     "guided25": "BoLID, its base guided",
 }
 ABLATED = {
