@@ -301,8 +301,7 @@ class Generator:
         best_of = plan.job.options.best_of
         with plan.job.timings.stage("decode"):
             images = self._decode(state.sample.numpy())
-        with plan.job.timings.stage("choice"):
-            agreements = [None] * len(images) if best_of == 1 else self._agreements(plan, images)
+        agreements = [None] * len(images) if best_of == 1 else self._agreements(plan, images)
         drawn = [
             Result(
                 image=image,
@@ -325,10 +324,9 @@ class Generator:
         return [max(group, key=lambda result: result.pose_agreement or 0.0) for group in groups]
 
     def _agreements(self, plan: _Plan, images: Sequence[Image.Image]) -> list[float | None]:
-        sizes = self.bundle.manifest.sizes
-        return pose_agreements(
-            self._graphs["pose_estimator"], images, plan.poses, (sizes.pose_height, sizes.pose_width)
-        )
+        sizes, estimator = self.bundle.manifest.sizes, self._graphs["pose_estimator"]
+        with plan.job.timings.stage("choice"):
+            return pose_agreements(estimator, images, plan.poses, (sizes.pose_height, sizes.pose_width))
 
     def _decode(self, latents: FloatArray) -> list[Image.Image]:
         pixels = self._graphs["vae_decoder"].run({"latents": latents})["pixels"]
