@@ -7,8 +7,10 @@ person's description (`avatars.description`): mean squared error, from a photogr
 asks for, is the empty prompt. No picture is drawn. After it `stage adapter` says what no word does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,8 +63,18 @@ class WordsTask(AdapterTask):
         return SpeakingUNet(unet, self.config)
 
     def _states(self, piece: slice) -> np.ndarray:
-        told = [description(entry["attributes"]["person"]) for entry in self.people.metadata[piece]]
-        return word_states(self.text_encoder, self.tokenizer, told).numpy()
+        return self._told(self.people.metadata[piece]).numpy()
+
+    def _told(self, metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        """float32 [B, 6, C]: what is said of the people of samples."""
+        told = [description(entry["attributes"]["person"]) for entry in metadata]
+        return word_states(self.text_encoder, self.tokenizer, told)
+
+    @cached_property
+    def _validation_photos(self) -> tuple[np.ndarray, Tensor]:
+        """Indices [B] of the validation photographs, and what is said of who is in them."""
+        photos = np.flatnonzero(self.validation.photos)
+        return photos, self._told([self.validation.metadata[index] for index in photos])
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         indices, nobody = rng.choice(self.photos, size), rng.random(size) < NOBODY
@@ -76,22 +88,19 @@ class WordsTask(AdapterTask):
 
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The squared error as a share of the variance. Phrases are not made equal, though the states of shoes and hair
-        differ a tenth as much as those of clothes: it kept people no better (docs/architecture.md)."""
-        by_phrase = unexplained(module(batch), batch["states"], torch.ones_like(self.spread))
-        return {"loss": by_phrase.mean() / self.spread.mean()}
+        differ a tenth as much as those of clothes: nearer to equal kept people no better (docs/architecture.md)."""
+        return {"loss": squared_error(module(batch), batch["states"]).mean() / self.spread.mean()}
 
     @torch.no_grad()
     def validate(self, sheet: Path) -> dict[str, float]:
         """Also what is not explained of each phrase, in all validation photographs."""
-        photos = np.flatnonzero(self.validation.photos)
-        told = [description(self.validation.metadata[i]["attributes"]["person"]) for i in photos]
+        photos, states = self._validation_photos
         batch = {
             "patch_tokens": self.patches(
                 self.validation_arrays["patches"], photos[:, None], np.zeros(len(photos), bool)
             ),
             "parts": torch.arange(self.config.parts).expand(len(photos), -1),
         }
-        states = word_states(self.text_encoder, self.tokenizer, told)
         shares = unexplained(self.module(batch), states, self.spread).mean(0)
         by_phrase = {f"unexplained_{name}": float(shares[i :: len(TOLD)].mean()) for i, name in enumerate(TOLD)}
         return super().validate(sheet) | {"unexplained": float(shares.mean())} | by_phrase
@@ -100,8 +109,17 @@ class WordsTask(AdapterTask):
 def unexplained(tokens: Tensor, states: Tensor, spread: Tensor) -> Tensor:
     """The squared error of tokens [B, N, C] as a share [B, N] of the variance [6] of the phrase each is taught, whose
     states are [B, 6, C]: on average 1 for who says the same of everybody."""
-    taught = torch.arange(tokens.shape[1]) % states.shape[1]
-    return (tokens.float() - states[:, taught]).square().mean(-1) / spread[taught]
+    return squared_error(tokens, states) / spread[phrase_of(tokens)]
+
+
+def squared_error(tokens: Tensor, states: Tensor) -> Tensor:
+    """[B, N], of tokens [B, N, C] from those of the states [B, 6, C] that they are taught."""
+    return (tokens.float() - states[:, phrase_of(tokens)]).square().mean(-1)
+
+
+def phrase_of(tokens: Tensor) -> Tensor:
+    """[N]: which of `TOLD` each of tokens [B, N, C] is taught: one after the other, in turn."""
+    return torch.arange(tokens.shape[1]) % len(TOLD)
 
 
 @torch.no_grad()
