@@ -88,8 +88,8 @@ class Adapter(nn.Module):
         identity = self._branch_state("identity", self.identity_encoder.resampler)
         if isinstance(self.identity_encoder, BodyEncoder):
             identity[PART_EMBEDDING] = self.identity_encoder.part_embedding
-        save_file(_on_disk(identity), folder / "identity.safetensors")
-        save_file(_on_disk(self._branch_state("image", self.image_projector)), folder / "image_prompt.safetensors")
+        save_file(on_disk(identity), folder / "identity.safetensors")
+        save_file(on_disk(self._branch_state("image", self.image_projector)), folder / "image_prompt.safetensors")
         if self.pose_guider is not None:
             self.pose_guider.save_pretrained(folder / "pose_guider")
         if self.identity_net is not None:
@@ -138,7 +138,8 @@ class Adapter(nn.Module):
             getattr(layer, branch).load_state_dict({n: state[f"ip_adapter.{2 * index + 1}.{n}"] for n in names})
 
 
-def _on_disk(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def on_disk(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As safetensors takes it: convolutions may be channels last in memory, which no file can be."""
     return {name: tensor.detach().contiguous() for name, tensor in state.items()}
 
 

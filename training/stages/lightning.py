@@ -22,6 +22,7 @@ from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.conditions import guided_features, masked_features, skeleton_batch
 from bolid_training.data import People, cached_chunks, digest
 from bolid_training.lightning import ddim_table
+from bolid_training.model.adapter import on_disk
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.lightning import LORA_FILE, STEPS, read_lora
 from bolid_training.model.sampling import sample_latents, sampling_states, seeded_noise
@@ -58,8 +59,7 @@ class LightningUNet(ConditionedUNet):
     def save(self, folder: Path) -> None:
         """The LoRA as diffusers' pipelines load it, and the adapter that goes with it."""
         self.adapter.save(folder / "adapter")
-        # convolutions may be channels last in memory, which no file can be
-        lora = {name: weight.contiguous() for name, weight in get_peft_model_state_dict(self.frozen[0]).items()}
+        lora = on_disk(get_peft_model_state_dict(self.frozen[0]))
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=lora, weight_name=LORA_FILE)
 
     def load(self, folder: Path) -> None:
