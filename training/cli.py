@@ -180,7 +180,7 @@ def profile(name: str, data: Path, runs: Path, batch_size: int | None, recipe: s
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Puts a pose scale that has proved better into the guider's weights.",
+    help="Puts a pose scale that has proved better into the guider's weights, beside what is in them.",
 )
 def assemble(
     runs: Path,
@@ -203,6 +203,8 @@ def assemble(
     method = chosen_method("adapter", recipe, None if guider is None else "frozen" if guider else "off", False)
     if recipe and guided:
         raise click.UsageError("--guided is for the model without a --recipe: methods sample with guidance anyway")
+    if method and method.pose_guider == "off" and pose_scale != 1:
+        raise click.UsageError(f"--pose-scale {pose_scale} is for a pose guider, which {recipe} has only with --guider")
     kept = runs / "guided" / "checkpoint" if guided else Path("training/weights/avatar")
     out = out or (runs / recipe / "checkpoint" if recipe else kept)
     try:

@@ -11,7 +11,8 @@ from bolid_training.precision import fastest_precision
 
 
 class FastestMuon(Muon):
-    """Orthogonalises in `fastest_precision`; the library always in bfloat16, tens of times slower where emulated."""
+    """Orthogonalises in `fastest_precision`; the library always in bfloat16, which made a step of `stage words` 4.4 s
+    long where it is emulated, instead of 0.7."""
 
     @staticmethod
     def _orthogonalize(group: dict[str, Any], updates: list[Tensor]) -> list[Tensor]:

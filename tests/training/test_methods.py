@@ -278,6 +278,14 @@ def test_what_does_not_fit_a_recipe_is_a_usage_error(runs, tmp_path):
         result = run(main, ["stage", *arguments, "--runs", str(tmp_path)])
         assert result.exit_code == 2
         assert message in result.output
+    for arguments, message in (
+        (["--few-steps"], "name one with --recipe"),
+        (["--recipe", "bolid", "--guided"], "without a --recipe"),
+        (["--recipe", "ip_adapter", "--pose-scale", "1.4"], "ip_adapter has only with --guider"),
+    ):
+        result = run(main, ["assemble", *arguments, "--runs", str(tmp_path)])
+        assert result.exit_code == 2
+        assert message in " ".join(result.output.replace("│", " ").split())
     with pytest.raises(FileNotFoundError, match="stage lightning"):
         few_step_unet(runs)
 

@@ -1,7 +1,6 @@
 """Stage `refine`: the few-step student and its adapter, taught by what is seen in finished pictures.
 
-The lightning branch draws pictures from pure noise, and the gradient goes back through the last two of its four steps:
-
+The lightning branch draws pictures from pure noise, and the gradient goes back through the last two of its four steps.
 The sum, with `WEIGHTS`, of L_anchor, L_id and L_colour is minimised.
 
 L_id (eq. 3 of the brief) asks the model's own pose estimator for the 12 keypoints. L_colour asks no network: it
