@@ -49,13 +49,15 @@ tables: $(DEV)/.installed ## README's tables from benchmarks/results
 # after an interruption and goes on where it was.
 METHODS := bolid bolid_no_words ip_adapter instantid pulid
 WITH_GUIDER := ip_adapter_pose pulid_pose
-ABLATIONS := $(addprefix bolid_,rec no_id no_clip no_colour embedding aligned k2 k4 5_tokens 40_tokens one_view frozen_guider)
-PICTURES := 3000
-STEPS := 2000
-# `stage words` takes as long as 500 of the adapter's steps, so who begins with it has these for the rest
-WORDS_STEPS := 1500
-STEPS_AFTER_WORDS := 1500
-WITHOUT_WORDS := bolid_no_words bolid_one_view ip_adapter instantid pulid
+ABLATIONS := $(addprefix bolid_,rec no_id no_clip words_then_pairs no_colour embedding aligned k2 k4 5_tokens \
+	40_tokens one_view frozen_guider)
+PICTURES := 6000
+STEPS := 1500
+REID_STEPS := 800
+# two steps of `stage words` take as long as one of the adapter's, so who begins with it has the others for the rest
+WORDS_STEPS := 2000
+STEPS_AFTER_WORDS := 500
+WITHOUT_WORDS := bolid_no_words bolid_no_colour bolid_one_view ip_adapter instantid pulid
 WITH_WORDS := $(filter-out $(WITHOUT_WORDS),$(METHODS) $(ABLATIONS))
 GUIDED := @steps=10@guidance=3
 IN_FIGURE := bolid,ip_adapter,instantid,pulid,ip_adapter_pose,pulid_pose,embedded,embedded_2
@@ -67,7 +69,7 @@ comparison: $(DEV)/.installed ## train BoLID, its ablations, IP-Adapter, Instant
 	$(BIN)/bolid-train data --out runs/unseen --identities 2000 --views 3 --seed 1 --splits test
 	test -d runs/avatar/unet/model || $(BIN)/bolid-train unpack
 	$(BIN)/bolid-train stage clip_text --limit $(PICTURES)
-	$(BIN)/bolid-train stage reid
+	$(BIN)/bolid-train stage reid --limit $(PICTURES) --steps $(REID_STEPS)
 	for method in bolid bolid_5_tokens bolid_40_tokens; do \
 		$(BIN)/bolid-train stage words --recipe $$method --limit $(PICTURES) --steps $(WORDS_STEPS); done
 	for method in $(WITH_WORDS); do \

@@ -180,6 +180,7 @@ ABLATED = {
     "bolid_rec": "pairs of pictures alone: neither L_id nor L_CLIP",
     "bolid_no_id": "without L_id",
     "bolid_no_clip": "without L_CLIP",
+    "bolid_words_then_pairs": "identity goes on from pairs after the words",
     "bolid_no_colour": "without the colours' loss",
     "bolid_embedding": "with an identity-embedding loss",
     "bolid_aligned": "with PuLID's alignment",

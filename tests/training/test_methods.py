@@ -119,9 +119,14 @@ def test_the_four_methods_and_an_ablation_of_every_loss_are_there():
     assert list(METHODS) == ["bolid", "ip_adapter", "instantid", "pulid"]
     assert all(recipe.name == name for name, recipe in RECIPES.items())
     bolid = METHODS["bolid"]
-    for name, loss in (("bolid_no_id", "keypoints"), ("bolid_no_clip", "clip"), ("bolid_no_colour", "colour")):
+    from_pairs = ABLATIONS["bolid_no_words"]
+    for name, loss, whole in (
+        ("bolid_no_id", "keypoints", bolid),
+        ("bolid_no_clip", "clip", bolid),
+        ("bolid_no_colour", "colour", from_pairs),
+    ):
         assert not any(getattr(phase.weights, loss) for phase in ABLATIONS[name].phases)
-        assert replace(ABLATIONS[name].losses, **{loss: getattr(bolid.losses, loss)}) == bolid.losses
+        assert replace(ABLATIONS[name].losses, **{loss: getattr(whole.losses, loss)}) == whole.losses
     assert not ABLATIONS["bolid_rec"].losses.branch
 
 
@@ -142,8 +147,10 @@ def test_every_method_takes_a_step_and_trains_what_it_is_made_of(runs, name, tmp
     losses = made.losses(made.module, batch)
     assert all(torch.isfinite(value) for value in losses.values())
     reached = gradients(made, losses["loss"])
-    assert any("identity_encoder.resampler" in parameter for parameter in reached)
-    assert any("layers.0.identity.to_k_ip" in parameter for parameter in reached)
+    # BoLID's identity is what words have taught
+    assert any("identity_encoder" in parameter for parameter in reached) == (name != "bolid")
+    assert any("layers.0.identity.to_k_ip" in parameter for parameter in reached) == (name != "bolid")
+    assert any("image_projector" in parameter for parameter in reached) == ("image_patch_tokens" in batch)
     assert any("pose_guider" in parameter for parameter in reached) == (name == "bolid")
     assert any("identity_net" in parameter for parameter in reached) == (name == "instantid")
     assert batch["patch_tokens"].shape[1] % METHODS[name].parts == 0
@@ -240,18 +247,21 @@ def test_an_identity_net_is_saved_as_a_controlnet_and_sees_the_skeleton(everythi
     everything.load(tmp_path)
 
 
-def test_without_a_recipe_the_adapter_trains_and_draws_as_with_l_rec_and_colours_alone(runs, tmp_path):
-    """Two loops, diffusers' scheduler here and the branch's own DDIM there, draw the same validation pictures."""
-    plain = AdapterTask(TINY, people(), people(4), runs)
-    batch = plain.batch(np.random.default_rng(0), 4)
-    losses = plain.losses(plain.module, batch)
-    assert losses.keys() == {"loss", "mse", "colour"}
-    bolid_rec = task(runs, ABLATIONS["bolid_rec"])
-    bolid_rec.module.load_state_dict(plain.module.state_dict())
-    same = bolid_rec.losses(bolid_rec.module, bolid_rec.batch(np.random.default_rng(0), 4))
+@pytest.mark.parametrize("words", [True, False])
+def test_without_a_recipe_the_adapter_trains_and_draws_as_with_l_rec_alone(runs, words, monkeypatch, tmp_path):
+    """And the colours, if no words were taught. Two loops, diffusers' scheduler here and the branch's own DDIM there,
+    draw the same validation pictures."""
+    if not words:
+        monkeypatch.setattr(AdapterTask, "begins_with", None)
+    only = (Phase(until=1.0, weights=Weights(colour=1)),)
+    recipe = ABLATIONS["bolid_rec"] if words else replace(ABLATIONS["bolid_no_words"], phases=only)
+    plain, method = AdapterTask(TINY, people(), people(4), runs), task(runs, recipe)
+    method.module.load_state_dict(plain.module.state_dict())
+    losses, same = (made.losses(made.module, made.batch(np.random.default_rng(0), 4)) for made in (plain, method))
+    assert losses.keys() == {"loss", "mse"} | (set() if words else {"colour"})
     assert same["loss"].item() == pytest.approx(losses["loss"].item(), rel=1e-5)
     with torch.no_grad():
-        errors = [made.validate(tmp_path / "sheet.png")["colour_error"] for made in (plain, bolid_rec)]
+        errors = [made.validate(tmp_path / "sheet.png")["colour_error"] for made in (plain, method)]
     assert errors[0] == pytest.approx(errors[1], abs=1e-4)
 
 
@@ -266,6 +276,15 @@ def test_a_recipe_begins_with_the_words_of_its_own_budget_of_tokens(runs, tmp_pa
         task(runs, RECIPES["bolid_5_tokens"])
     with pytest.raises(ValueError, match="not from the whole picture"):
         replace(RECIPES["bolid"], parts=1)
+    with pytest.raises(ValueError, match="nothing to teach"):
+        replace(RECIPES["bolid_no_words"], identity="words")
+
+
+def test_pairs_may_go_on_where_words_have_begun(runs):
+    made = task(runs, RECIPES["bolid_words_then_pairs"])
+    reached = gradients(made, made.losses(made.module, made.batch(np.random.default_rng(0), 4))["loss"])
+    assert any("identity_encoder" in parameter for parameter in reached)
+    assert any("layers.0.identity.to_k_ip" in parameter for parameter in reached)
 
 
 def test_what_does_not_fit_a_recipe_is_a_usage_error(runs, tmp_path):

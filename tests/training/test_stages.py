@@ -202,10 +202,15 @@ def test_the_text_tower_is_brought_to_an_image_tower_that_stays(runs):
     assert clip_folder(runs) == runs / "clip_text" / "model"
 
 
-def test_the_adapter_leaves_the_base_frozen(runs, data):
+def test_the_adapter_leaves_the_base_frozen_and_what_words_have_taught(runs, data):
     task = build_task("adapter", data, runs, config=TINY)
     before = {name: tensor.clone() for name, tensor in task.module.frozen[0].state_dict().items()}
+    guider = {name: tensor.clone() for name, tensor in task.module.adapter.pose_guider.state_dict().items()}
     train(task, options(runs / "again", steps=3, learning_rate=1e-2))
+    trained = task.module.adapter.pose_guider.state_dict()
+    assert any(not torch.equal(guider[name], trained[name]) for name in guider)
     after = task.module.frozen[0].state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if ".processor." not in name)
-    assert any(not torch.equal(before[name], after[name]) for name in before if ".processor.identity" in name)
+    assert all(torch.equal(before[name], after[name]) for name in before if ".processor.identity" in name)
+    words, again = (load_file(runs / run / "model" / "identity.safetensors") for run in ("words", "again"))
+    assert all(torch.equal(words[name], tensor) for name, tensor in again.items())

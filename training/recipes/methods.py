@@ -11,6 +11,7 @@ from bolid_sdk.contracts import PARTS
 from bolid_training.model.config import AvatarConfig
 
 PoseGuiderUse = Literal["trained", "frozen", "off"]
+IdentitySource = Literal["words", "words, pairs", "pairs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,8 @@ class Recipe:
     """One method.
 
     `parts`: what the person is read from: 5 crops of body, head, torso, legs and feet, or 1, which is the whole of a
-    picture. `words`: begins with the identity tokens that `stage words` has taught. `identity_tokens`: the budget of
+    picture. `identity`: what teaches the identity encoder and its keys and values: `stage words`, after which they are
+    left alone; words first and the recipe's losses then; or these losses alone. `identity_tokens`: the budget of
     all parts together; of whole pictures, each one's. `identity_net`: InstantID's, a ControlNet on the skeleton map
     whose text is the identity tokens. `pose_guider`: the base's, trained along, frozen, or not used in training.
     """
@@ -89,7 +91,7 @@ class Recipe:
     name: str
     phases: tuple[Phase, ...]
     parts: int = 5
-    words: bool = False
+    identity: IdentitySource = "pairs"
     identity_tokens: int = 16
     identity_net: bool = False
     pose_guider: PoseGuiderUse = "trained"
@@ -101,9 +103,16 @@ class Recipe:
             raise ValueError(f"recipe {self.name}: {self.parts} parts; expected {PARTS} crops or 1, the whole picture")
         if self.words and self.parts != PARTS:
             raise ValueError(f"recipe {self.name}: words are taught from {PARTS} crops, not from the whole picture")
+        if self.identity == "words" and any(phase.weights.colour for phase in self.phases):
+            raise ValueError(f"recipe {self.name}: colours have nothing to teach where words alone teach identity")
         ends = [phase.until for phase in self.phases]
         if not ends or ends != sorted(ends) or ends[-1] != 1.0:
             raise ValueError(f"recipe {self.name}: phases end at {ends}; expected rising shares of the steps up to 1")
+
+    @property
+    def words(self) -> bool:
+        """Whether it begins with the identity tokens that `stage words` has taught."""
+        return self.identity != "pairs"
 
     @property
     def losses(self) -> Weights:
@@ -143,11 +152,19 @@ def _with(recipe: Recipe, name: str, **weights: float) -> Recipe:
 REC = Weights()
 BOLID = Recipe(
     name="bolid",
-    words=True,
+    identity="words",
+    phases=_phases(REC, Weights(keypoints=1.0), Weights(keypoints=1.0, clip=0.1)),
+)
+# where pairs teach identity, the reference's colours are a nearer target for it
+FROM_PAIRS = replace(
+    BOLID,
+    name="bolid_no_words",
+    identity="pairs",
     phases=_phases(
         Weights(colour=1.0), Weights(colour=1.0, keypoints=1.0), Weights(colour=1.0, keypoints=1.0, clip=0.1)
     ),
 )
+WORDS_THEN_PAIRS = replace(FROM_PAIRS, name="bolid_words_then_pairs", identity="words, pairs")
 METHODS = {
     recipe.name: recipe
     for recipe in (
@@ -165,9 +182,10 @@ METHODS = {
 ABLATIONS = {
     recipe.name: recipe
     for recipe in (
-        replace(BOLID, name="bolid_rec", phases=_only(Weights(colour=1.0))),
-        replace(BOLID, name="bolid_no_words", words=False),
-        replace(BOLID, name="bolid_one_view", words=False, parts=1),
+        replace(BOLID, name="bolid_rec", phases=_only(REC)),
+        FROM_PAIRS,
+        WORDS_THEN_PAIRS,
+        replace(FROM_PAIRS, name="bolid_one_view", parts=1),
         replace(BOLID, name="bolid_5_tokens", identity_tokens=5),
         replace(BOLID, name="bolid_40_tokens", identity_tokens=40),
         replace(BOLID, name="bolid_k2", branch=replace(BOLID.branch, gradient_steps=2)),
@@ -175,9 +193,9 @@ ABLATIONS = {
         replace(BOLID, name="bolid_frozen_guider", pose_guider="frozen"),
         _without(BOLID, "bolid_no_id", keypoints=0.0),
         _without(BOLID, "bolid_no_clip", clip=0.0),
-        _without(BOLID, "bolid_no_colour", colour=0.0),
-        _with(BOLID, "bolid_embedding", embedding=1.0),
-        _with(BOLID, "bolid_aligned", semantic=0.6, layout=0.1),
+        _without(FROM_PAIRS, "bolid_no_colour", colour=0.0),
+        _with(WORDS_THEN_PAIRS, "bolid_embedding", embedding=1.0),
+        _with(WORDS_THEN_PAIRS, "bolid_aligned", semantic=0.6, layout=0.1),
     )
 }
 RECIPES = METHODS | ABLATIONS

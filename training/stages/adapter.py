@@ -3,8 +3,9 @@
 L_rec (eq. 2 of the brief) on pairs: identity tokens come from one picture of a person, skeleton, text and noise from
 another. So the adapter cannot copy; it has to carry over what stays when pose, place and style change.
 
-The identity tokens also have to tell the reference's colours, part by part, to a layer that is not kept: a nearer
-target for the Resampler than the base's loss. What it brings is not measured yet.
+What `stage words` has taught the identity branch stays as it is: noisy pairs take away more of it than they give
+(docs/architecture.md). Without words, the identity tokens also have to tell the reference's colours, part by part, to a
+layer that is not kept: a nearer target for the Resampler than the base's loss. What that brings is not measured yet.
 """
 
 from pathlib import Path
@@ -37,7 +38,7 @@ from bolid_training.model.checkpoint import build_scheduler, clip_parts
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.sampling import sample_latents, seeded_noise
 from bolid_training.precision import autocast, fastest_layout
-from bolid_training.recipes.methods import Drops
+from bolid_training.recipes.methods import Drops, IdentitySource
 from bolid_training.stages.clip import tokenize
 from bolid_training.stages.decoder import autoencoder_folder
 from bolid_training.stages.unet import (
@@ -66,6 +67,11 @@ class ConditionedUNet(nn.Module):
         self.colours = nn.Linear(config.identity_tokens * unet.config.cross_attention_dim, 3 * len(COLOURED))
         # in a tuple, so that the frozen UNet is neither saved with every checkpoint nor sent between processes
         self.frozen = (unet.to(memory_format=fastest_layout()),)
+
+    def leave_identity(self) -> None:
+        """The identity branch keeps what it has been taught."""
+        for part in (self.adapter.identity_encoder, self.colours, *(layer.identity for layer in self.adapter.layers)):
+            part.requires_grad_(False)
 
     def attention(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tokens and scales that body-ID attention takes."""
@@ -105,6 +111,8 @@ class AdapterTask:
     drops = Drops()
     begins_with: str | None = "words"
     """The run whose adapter this one begins with, if it has been trained."""
+    identity: IdentitySource = "words"
+    """What teaches the identity branch, where the run that this one begins with has been trained."""
     views = "patches"
     """The array that holds what a person is read from."""
 
@@ -129,6 +137,8 @@ class AdapterTask:
             self.module.adapter.pose_guider.load_state_dict(guider.state_dict())
         if self.begins_with and (taught := runs / self.begins_with / "model").is_dir():
             self.module.adapter.load(taught)
+            if self.identity == "words":
+                self.module.leave_identity()
 
     def build(self, unet: UNet2DConditionModel) -> ConditionedUNet:
         """The trained module around the frozen UNet."""
@@ -223,6 +233,8 @@ class AdapterTask:
     def losses(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         output, colours = module(batch)
         losses = diffusion_loss(output, batch, 1 + BODY_WEIGHT * batch["body"])
+        if not self.module.colours.weight.requires_grad:
+            return {"loss": losses["loss"], "mse": losses["mse"]}
         colour = self.colour_loss(colours, batch)
         return {"loss": losses["loss"] + COLOUR_WEIGHT * colour, "mse": losses["mse"], "colour": colour}
 

@@ -134,7 +134,7 @@ class MethodTask(AdapterTask):
     not there."""
 
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path, recipe: Recipe):
-        self.recipe, self.drops = recipe, recipe.drops
+        self.recipe, self.drops, self.identity = recipe, recipe.drops, recipe.identity
         self.fast = few_step_unet(runs) if recipe.losses.branch and recipe.branch.distilled else None
         self.reid = Reid(runs) if recipe.losses.embedding else None
         self.views = "whole" if recipe.parts == 1 else "patches"

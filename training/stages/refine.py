@@ -84,6 +84,8 @@ class FewStepUNet(LightningUNet):
 class RefineTask(AdapterTask):
     """Begins with what `stage lightning` left."""
 
+    begins_with = None
+
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
         super().__init__(config, people, validation, runs)
         self.module.load(runs / "lightning" / "model")

@@ -4,7 +4,7 @@ Cross-attention to identity tokens begins with the text's keys and values. So a 
 of "a red shirt" is painted as a red shirt from the first step, while L_rec alone has to find both the tokens and how to
 read them. Token i is taught the i-th of six states in turn, each where the text encoder has read one phrase of the
 person's description (`avatars.description`): mean squared error, from a photograph of the person. Nobody, whom guidance
-asks for, is the empty prompt. No picture is drawn. After it `stage adapter` says what no word does.
+asks for, is the empty prompt. No picture is drawn.
 """
 
 from collections.abc import Mapping, Sequence
