@@ -83,6 +83,16 @@ def comparison() -> str:
     return rows_of(json.loads(COMPARISON.read_text()))
 
 
+def poses() -> str:
+    """PCK@0.1 of each class of poses: the embedded model's, and of real pictures in the same poses."""
+    measured = json.loads(COMPARISON.read_text())
+    embedded = next(row for row in measured["rows"] if row["model"] == "embedded")
+    columns = {"generated": embedded["by_pose"]} | {COLUMNS[kind]: found for kind, found in measured["by_pose"].items()}
+    found = {title: by_pose["pose_pck10"] for title, by_pose in columns.items()}
+    lines = [(pose, *(interval(of_pose[pose]) for of_pose in found.values())) for pose in found["generated"]]
+    return markdown(("PCK@0.1", *found), lines) + "\n"
+
+
 def few_steps() -> str:
     """The embedded model's four steps, the best of several pictures, and many guided steps."""
     return rows_of(json.loads(FEW_STEPS.read_text()))
@@ -205,6 +215,7 @@ COMPARED = {
 TABLES = {
     "quality": quality,
     "comparison": comparison,
+    "poses": poses,
     "ablations": ablations,
     "few_steps": few_steps,
     "image": lambda: latency("image"),

@@ -137,6 +137,24 @@ def test_comparison_has_a_row_a_model_between_real_pictures(tables, tmp_path, mo
     )
 
 
+def test_poses_stand_beside_real_pictures_in_the_same_poses(tables, tmp_path, monkeypatch):
+    embedded = {"pose_pck10": {"lying": row(0.25), "sitting": row(0.5)}, "id_similarity": {"lying": row(0.125)}}
+    real = {"pose_pck10": {"lying": row(0.5), "sitting": row(0.75)}}
+    measured = {
+        "rows": [{"model": "bolid", "by_pose": real}, {"model": "embedded", "by_pose": embedded}],
+        "by_pose": {"ceilings": real, "autoencoded": real},
+    }
+    (tmp_path / "comparison.json").write_text(json.dumps(measured))
+    monkeypatch.setattr(tables, "COMPARISON", tmp_path / "comparison.json")
+    half, most = "**0.500** (0.400–0.600)", "**0.750** (0.650–0.850)"
+    assert tables.poses() == (
+        "| PCK@0.1 | generated | the reference itself | the reference, autoencoded |\n"
+        "| --- | ---: | ---: | ---: |\n"
+        f"| lying | **0.250** (0.150–0.350) | {half} | {half} |\n"
+        f"| sitting | {half} | {most} | {most} |\n\n"
+    )
+
+
 def test_ablations_show_what_each_part_changes(tables, tmp_path, monkeypatch):
     whole = {"fd_judge_clip": row(0.25), "id_similarity": row(0.5), "pose_pck10": row(0.75)}
     differences = {"id_similarity": {"value": -0.125, "ci95": [-0.25, 0.0625]}, "pose_pck10": row(-0.5)}

@@ -19,7 +19,7 @@ from bolid_training.evaluate import compare as comparison
 from bolid_training.evaluate import drawn
 from bolid_training.evaluate.cli import main
 from bolid_training.evaluate.compare import Contestant, common, parse_contestant
-from bolid_training.evaluate.exam import Exam, Seen, look, look_at_references
+from bolid_training.evaluate.exam import Exam, Seen, look, look_at_references, scores
 from bolid_training.evaluate.figure import chosen_rows
 from bolid_training.evaluate.gate import compare_bundles
 from bolid_training.evaluate.intervals import distance_summary, summary
@@ -35,6 +35,7 @@ from bolid_training.evaluate.metrics import (
 from bolid_training.evaluate.pictures import identify
 from bolid_training.evaluate.protocol import Trial, further_photographs, trials
 from bolid_training.evaluate.run import compare, evaluate
+from bolid_training.model.pose_estimator import FLIP
 
 
 def keypoints(count=3):
@@ -176,6 +177,15 @@ def test_a_perfect_picture_is_the_ceiling_and_somebody_else_is_not_found():
     )
     assert "fd_judge_clip" not in found["floors"]
     assert found["by_pose"]["id_similarity"]["walking"]["value"] == 1
+
+
+def test_somebody_seen_from_behind_keeps_the_pose_but_not_its_sides():
+    asked = exam()
+    colours = np.zeros((len(asked.trials), 2, 3))
+    seen = Seen(keypoints=asked.truth[:, FLIP], identity=asked.gallery, clip=asked.prompts, colours=colours)
+    found = scores(asked, seen, seen, asked.prompts)
+    assert found["pose_pck10"].mean() < 0.3
+    assert (found["pose_pck10_unsided"] == 1).all()
 
 
 def test_a_reference_is_looked_at_once_however_many_trials_it_has(judges):
@@ -326,7 +336,9 @@ def test_rows_of_a_comparison_are_paired_and_stand_between_the_same_ceilings_and
     change = second["minus_first_row"]["clothes_colour_distance"]
     assert change["value"] == pytest.approx(second["metrics"]["clothes_colour_distance"]["value"], abs=1e-4)
     assert change["ci95"][0] > 0.3
-    assert {"rows", "ceilings", "floors", "autoencoded", "setup"} == found.keys()
+    assert {"rows", "ceilings", "floors", "autoencoded", "by_pose", "setup"} == found.keys()
+    assert found["by_pose"].keys() == {"ceilings", "autoencoded"}
+    assert found["by_pose"]["ceilings"].keys() == first["by_pose"].keys()
     assert {"value", "quartiles"} == first["seconds_per_image"].keys()
     assert image.size == (4 * 66, 3 * (64 + 2 + 12))
 

@@ -23,7 +23,7 @@ from bolid_training.evaluate.figure import chosen_rows, figure
 from bolid_training.evaluate.intervals import Summary, summary
 from bolid_training.evaluate.pictures import identify, reconstruct
 from bolid_training.evaluate.protocol import Trial
-from bolid_training.evaluate.run import BY_POSE, by_pose, distance, setup, summaries
+from bolid_training.evaluate.run import distance, poses, setup, summaries
 from bolid_training.judges.panel import Judges
 from bolid_training.judges.perceptual import perceptual_distance
 
@@ -98,8 +98,8 @@ def compare(
     backend: str | None = None,
     drawn_before: Path | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
-    """`rows`, `ceilings`, `floors` and `setup` of one comparison, and the figure of `shown` people and the models named
-    in `columns`, or all.
+    """`rows`, `ceilings`, `floors`, `by_pose` of the ceilings and `setup` of one comparison, and the figure of `shown`
+    people and the models named in `columns`, or all.
 
     `drawn_before`: a folder for each row's pictures, which are taken from there where it has them.
 
@@ -144,7 +144,7 @@ def common(accepted: list[Accepted]) -> list[Accepted]:
 
 
 def references(exam: Exam, judges: Judges, generator: Generator) -> tuple[dict[str, Any], Seen]:
-    """`ceilings`, `autoencoded` and `floors`, and what is seen in the references."""
+    """`ceilings`, `autoencoded` and `floors`, the first two also `by_pose`, and what is seen in the references."""
     seen = look_at_references(judges, exam, exam.references)
     shown = scores(exam, seen, seen, exam.true_prompts) | likeness(judges, exam, exam.references)
     others = scores(exam, seen.somebody_else(), seen, exam.prompts)
@@ -152,12 +152,14 @@ def references(exam: Exam, judges: Judges, generator: Generator) -> tuple[dict[s
     rows = {
         "ceilings": summaries(exam, shown) | distance(exam, seen),
         "floors": summaries(exam, others),
+        "by_pose": {"ceilings": poses(exam, shown)},
     }
     rebuilt = reconstruct(generator, exam.references)
     if rebuilt is not None:
         coded = look_at_references(judges, exam, rebuilt)
         values = scores(exam, coded, seen, exam.true_prompts) | likeness(judges, exam, rebuilt)
         rows["autoencoded"] = summaries(exam, values) | distance(exam, coded)
+        rows["by_pose"]["autoencoded"] = poses(exam, values)
     return rows, seen
 
 
@@ -187,7 +189,7 @@ def _row(
         "pose_scale": contestant.options.get("pose_scale", 1.0),
         "pose_input": "pose" not in contestant.options and "pose" in generator.bundle.manifest.capabilities,
         "metrics": summaries(exam, values) | distance(exam, seen),
-        "by_pose": {name: by_pose(exam, values[name]) for name in BY_POSE},
+        "by_pose": poses(exam, values),
         "seconds_per_image": seconds(generator, accepted, contestant.options),
     }
 

@@ -22,6 +22,7 @@ from bolid_training.evaluate.metrics import (
 )
 from bolid_training.evaluate.protocol import Trial, true_prompt
 from bolid_training.judges.panel import Judges
+from bolid_training.model.pose_estimator import FLIP
 
 GALLERY = 100
 
@@ -104,12 +105,13 @@ def look_at_references(judges: Judges, exam: Exam, references: NDArray[np.uint8]
 def scores(exam: Exam, seen: Seen, original: Seen, texts: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
     """One value a picture of every metric; `original` is what is seen in the references, `texts` [N, E] what they are
     compared with."""
-    errors = keypoint_errors(seen.keypoints, exam.truth)
+    errors, exchanged = (keypoint_errors(points, exam.truth) for points in (seen.keypoints, seen.keypoints[:, FLIP]))
     return {
         "id_similarity": cosines(seen.identity, exam.gallery),
         "id_top1": identified(exam, seen.identity),
         "pose_pck10": pck(errors, 0.1),
         "pose_pck05": pck(errors, 0.05),
+        "pose_pck10_unsided": np.maximum(pck(errors, 0.1), pck(exchanged, 0.1)),
         "skeleton_pck10": pck(keypoint_errors(seen.keypoints, exam.skeletons), 0.1),
         "clip_score": cosines(seen.clip, texts),
         "clothes_colour_distance": colour_distance(seen.colours, original.colours),

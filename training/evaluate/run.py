@@ -56,7 +56,7 @@ def compare(exam: Exam, generated: Seen, reference: Seen, rebuilt: Seen | None =
         "metrics": summaries(exam, drawn) | distance(exam, generated),
         "ceilings": summaries(exam, shown) | distance(exam, reference),
         "floors": summaries(exam, others),
-        "by_pose": {name: by_pose(exam, drawn[name]) for name in BY_POSE},
+        "by_pose": poses(exam, drawn),
     }
     if rebuilt is not None:
         coded = scores(exam, rebuilt, reference, exam.true_prompts)
@@ -74,10 +74,14 @@ def distance(exam: Exam, seen: Seen) -> dict[str, Summary]:
     return {"fd_judge_clip": distance_summary(seen.clip, exam.real, exam.people)}
 
 
-def by_pose(exam: Exam, values: NDArray) -> dict[str, Summary]:
-    """A metric's summary for each class of poses."""
-    poses = np.array([trial.pose for trial in exam.trials])
-    return {str(pose): summary(values[poses == pose], exam.people[poses == pose]) for pose in np.unique(poses)}
+def poses(exam: Exam, values: dict[str, NDArray]) -> dict[str, dict[str, Summary]]:
+    """Summaries of the metrics of `BY_POSE` for each class of poses."""
+    asked = np.array([trial.pose for trial in exam.trials])
+    members = {str(pose): asked == pose for pose in np.unique(asked)}
+    return {
+        name: {pose: summary(values[name][there], exam.people[there]) for pose, there in members.items()}
+        for name in BY_POSE
+    }
 
 
 def setup(generator: Generator, judges: Judges, seed: int) -> dict[str, Any]:
@@ -103,6 +107,7 @@ PROTOCOL = {
     "id_similarity": "cosine of judge_identity's embeddings of the picture and of another real picture of the person",
     "id_top1": f"share found first among up to {GALLERY} people, by a real picture of each that is not the reference",
     "pose_pck": "judge_pose's keypoints in two looks; thresholds are fractions of the longer side of the true box",
+    "pose_pck10_unsided": "PCK@0.1, or with left and right exchanged, as of somebody seen from behind, if it is more",
     "clip_score": "cosine by judge_clip; real pictures with a prompt that names their own pose and place",
     "fd_judge_clip": "Frechet distance of judge_clip's unit image embeddings to the split's other photographs",
     "judges": "trained apart from the model, other architectures and seeds; never a condition, never in a loss",
