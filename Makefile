@@ -47,9 +47,9 @@ tables: $(DEV)/.installed ## README's tables from benchmarks/results
 # Every method begins with random weights on the embedded model's base, with the same pictures, steps and batches. IP-Adapter
 # and PuLID know no poses; the base's T2I-Adapter fits both, so they are compared with it, too. Every step can be repeated
 # after an interruption and goes on where it was.
-METHODS := bolid bolid_no_words ip_adapter instantid pulid
-WITH_GUIDER := ip_adapter_pose pulid_pose
-ABLATIONS := $(addprefix bolid_,rec no_id no_clip words_then_pairs no_colour embedding aligned k2 k4 5_tokens \
+METHODS := bolid ip_adapter instantid pulid
+WITHOUT_POSE := ip_adapter pulid
+ABLATIONS := $(addprefix bolid_,no_words words_then_pairs rec no_id no_clip no_colour embedding aligned k2 k4 5_tokens \
 	40_tokens one_view frozen_guider)
 PICTURES := 6000
 STEPS := 1500
@@ -62,7 +62,8 @@ WITH_WORDS := $(filter-out $(WITHOUT_WORDS),$(METHODS) $(ABLATIONS))
 GUIDED := @steps=10@guidance=3
 IN_FIGURE := bolid,ip_adapter,instantid,pulid,ip_adapter_pose,pulid_pose,embedded,embedded_2
 EXAM := --data runs/unseen --people 200 --pictures-per-person 6 --backend openvino --keep runs/methods/drawn
-rows = $(foreach model,$(1),$(model)=runs/methods/engines/$(model)$(GUIDED))
+rows = $(foreach model,$(1),$(model)=runs/methods/engines/$(model)$(GUIDED)$(if $(filter $(model),$(WITHOUT_POSE)),@pose=none))
+rows_with_guider = $(foreach model,$(1),$(model)_pose=runs/methods/engines/$(model)$(GUIDED))
 comparison: $(DEV)/.installed ## train BoLID, its ablations, IP-Adapter, InstantID and PuLID alike and compare them: hours
 	$(BIN)/bolid-train data --out runs/people --identities 4000 --views 4 --seed 0 --splits validation
 	$(BIN)/bolid-train data --out runs/people --identities 4000 --views 4 --seed 0 --splits train
@@ -76,14 +77,14 @@ comparison: $(DEV)/.installed ## train BoLID, its ablations, IP-Adapter, Instant
 		$(BIN)/bolid-train stage adapter --recipe $$method --limit $(PICTURES) --steps $(STEPS_AFTER_WORDS); done
 	for method in $(WITHOUT_WORDS); do \
 		$(BIN)/bolid-train stage adapter --recipe $$method --limit $(PICTURES) --steps $(STEPS); done
-	for method in $(METHODS) $(ABLATIONS); do \
+	for method in $(filter-out $(WITHOUT_POSE),$(METHODS) $(ABLATIONS)); do \
 		$(BIN)/bolid-train assemble --recipe $$method --out runs/methods/$$method; done
-	for method in ip_adapter pulid; do \
-		$(BIN)/bolid-train assemble --recipe $$method --guider --out runs/methods/$${method}_pose; done
-	for model in $(METHODS) $(WITH_GUIDER) $(ABLATIONS); do \
+	for method in $(WITHOUT_POSE); do \
+		$(BIN)/bolid-train assemble --recipe $$method --guider --out runs/methods/$$method; done
+	for model in $(METHODS) $(ABLATIONS); do \
 		$(BIN)/bolid-export --model runs/methods/$$model --precision fp32 --force -o runs/methods/engines/$$model; done
-	$(BIN)/bolid-eval compare $(call rows,$(METHODS) $(WITH_GUIDER)) embedded=embedded embedded_2=embedded@references=2 \
-		$(EXAM) -o docs/results/comparison.json --figure docs/images/comparison.png --columns $(IN_FIGURE)
+	$(BIN)/bolid-eval compare $(call rows,$(METHODS)) $(call rows_with_guider,$(WITHOUT_POSE)) \
+		embedded=embedded embedded_2=embedded@references=2 $(EXAM) -o docs/results/comparison.json --figure docs/images/comparison.png --columns $(IN_FIGURE)
 	$(BIN)/bolid-eval compare $(call rows,bolid $(ABLATIONS)) $(EXAM) -o docs/results/ablations.json
 	$(BIN)/python benchmarks/tables.py
 
