@@ -1,7 +1,7 @@
 """What each method trains, and with which losses: BoLID, the three it is compared with, and BoLID without its parts.
 
 Base, data, steps, batch and learning rate are the same for all (`recipes.avatar.STAGES["adapter"]`). Who begins with
-`stage words` takes as many steps fewer as that costs.
+`stage words` takes fewer steps, so that all take about as long (the Makefile's `comparison`).
 """
 
 from dataclasses import dataclass, field, replace
