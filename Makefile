@@ -44,7 +44,7 @@ bench: $(DEV)/.installed ## measure the embedded bundle, then rewrite the tables
 tables: $(DEV)/.installed ## README's tables from benchmarks/results
 	$(BIN)/python benchmarks/tables.py
 
-# Every method begins with random weights on the embedded model's base, with the same pictures, steps and batches. IP-Adapter
+# Every method begins with random weights on the embedded model's base, with the same pictures and batches. IP-Adapter
 # and PuLID know no poses; the base's T2I-Adapter fits both, so they are compared with it, too. Every step can be repeated
 # after an interruption and goes on where it was.
 METHODS := bolid ip_adapter instantid pulid
@@ -85,7 +85,8 @@ comparison: $(DEV)/.installed ## train BoLID, its ablations, IP-Adapter, Instant
 	for model in $(METHODS) $(ABLATIONS); do \
 		$(BIN)/bolid-export --model runs/methods/$$model --precision fp32 --force -o runs/methods/engines/$$model; done
 	$(BIN)/bolid-eval compare $(call rows,$(METHODS)) $(call rows_with_guider,$(WITHOUT_POSE)) \
-		embedded=embedded embedded_2=embedded@references=2 $(EXAM) -o docs/results/comparison.json --figure docs/images/comparison.png --columns $(IN_FIGURE)
+		embedded=embedded embedded_2=embedded@references=2 $(EXAM) \
+		-o docs/results/comparison.json --figure docs/images/comparison.png --columns $(IN_FIGURE)
 	$(BIN)/bolid-eval compare $(call rows,bolid $(ABLATIONS)) $(EXAM) -o docs/results/ablations.json
 	$(BIN)/python benchmarks/tables.py
 
