@@ -20,7 +20,7 @@ from bolid_training.model.checkpoint import (
     load_checkpoint,
 )
 from bolid_training.model.config import AvatarConfig
-from bolid_training.model.lightning import LIGHTNING, LORA_FILE, STEPS
+from bolid_training.model.lightning import LIGHTNING, LORA_FILE, STEPS, newest_student
 from bolid_training.model.pose_estimator import load_pose_estimator
 from bolid_training.recipes.methods import RECIPES, Recipe, recipe_config
 from bolid_training.stages.decoder import autoencoder_folder
@@ -38,7 +38,7 @@ def assemble_checkpoint(
 ) -> int:
     """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes.
 
-    A `runs/decoder/model` goes in instead of `vae`. With a `runs/lightning/model` (or `runs/refine/model`, which goes
+    A `runs/decoder/model` goes in instead of `vae`. With a `runs/lightning/model` (or `refine` or `contrast`, which go
     on from there), its LoRA and its adapter go in, and the checkpoint samples as they were trained to. With a `recipe`,
     the adapter is that of `runs/RECIPE/model`, the sizes are the recipe's, and the LoRA goes in only if `few_steps`
     says so. `guided`: the adapter's tokens are read with the base's own keys and values, as its words were taught, and
@@ -46,8 +46,7 @@ def assemble_checkpoint(
     large. Raises FileNotFoundError for what has not been trained.
     """
     config, model = config or AvatarConfig(), _models(runs)
-    refined, lightning = (runs / name / "model" for name in ("refine", LIGHTNING))
-    lightning = refined if refined.is_dir() else lightning
+    lightning = newest_student(runs)
     if few_steps := few_steps if recipe else lightning.is_dir() and not guided:
         config = replace(config, steps=STEPS, guidance=1.0)
         model["adapter"] = lightning / "adapter"

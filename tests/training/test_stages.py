@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from bolid_training.assemble import assemble_checkpoint, keep_stages, unpack_checkpoint
@@ -17,10 +18,12 @@ from bolid_training.loop import LoopOptions, train
 from bolid_training.model.adapter import PART_EMBEDDING
 from bolid_training.model.checkpoint import load_checkpoint
 from bolid_training.model.config import AvatarConfig
+from bolid_training.model.lightning import LORA_FILE, PREFIX
 from bolid_training.precision import autocast
 from bolid_training.recipes.avatar import STAGES
 from bolid_training.stages import lightning
 from bolid_training.stages.clip_text import clip_folder
+from bolid_training.stages.contrast import GAINS
 from bolid_training.stages.tasks import build_task
 
 pytestmark = pytest.mark.slow
@@ -82,7 +85,7 @@ def test_a_checkpoint_samples_as_its_lightning_was_trained_to(runs, data, tmp_pa
     checkpoint = load_checkpoint(tmp_path)
     assert (checkpoint.config.steps, checkpoint.config.guidance) == (lightning.STEPS, 1.0)
     task = build_task("lightning", data, runs, config=TINY)
-    task.load(runs / "refine" / "model")
+    task.load(runs / "contrast" / "model")
     fused, base = checkpoint.unet.conv_in.weight, task.module.frozen[0].conv_in
     expected = base.base_layer.weight + base.get_delta_weight("default")
     assert not torch.equal(expected, base.base_layer.weight)
@@ -114,9 +117,8 @@ def test_the_guided_model_reads_the_adapters_tokens_as_its_text(runs, tmp_path):
 def test_an_unpacked_checkpoint_is_what_the_stages_had_written(runs, data, tmp_path):
     assemble_checkpoint(runs, tmp_path / "checkpoint", TINY)
     unpack_checkpoint(tmp_path / "checkpoint", tmp_path / "runs")
-    becomes = {name: name for name in set(STAGES) - {"clip_text", "vae", "reid", "words", "refine"}} | {
-        "decoder": "vae"
-    }
+    others = {"clip_text", "vae", "reid", "words", "refine", "contrast"}
+    becomes = {name: name for name in set(STAGES) - others} | {"decoder": "vae"}
     for name, unpacked in becomes.items():
         task, again = (build_task(name, data, runs, config=TINY) for _ in range(2))
         task.load(runs / name / "model")
@@ -148,6 +150,28 @@ def test_refinement_begins_with_the_student_and_moves_all_of_it(runs, data):
     adapter = task.module.adapter
     for module in (task.module.lora, adapter.identity_encoder, adapter.pose_guider):
         assert any(p.grad is not None and p.grad.any() for p in module.parameters())
+
+
+def test_contrast_begins_with_the_refined_student_and_moves_its_first_guesses_by_the_lora_alone(runs, data):
+    task = build_task("contrast", data, runs, config=TINY)
+    refined, begun = load_file(runs / "refine" / "model" / LORA_FILE), get_peft_model_state_dict(task.module.frozen[0])
+    assert all(torch.equal(begun[name.removeprefix(PREFIX)], weight) for name, weight in refined.items())
+    with autocast():
+        losses = task.losses(task.module, task.batch(np.random.default_rng(0), 8))
+    assert all((losses[f"step_{i + 1}"] > 1e-4) == (gain != 1) for i, gain in enumerate(GAINS))
+    losses["loss"].backward()
+    assert any(p.grad is not None and p.grad.any() for p in task.module.lora.parameters())
+    assert all(p.grad is None for p in task.module.adapter.parameters())
+    before, after = (load_adapter(runs / name / "model" / "adapter") for name in ("refine", "contrast"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def load_adapter(folder):
+    return {
+        f"{file.relative_to(folder)} {name}": tensor
+        for file in folder.rglob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
 
 
 def test_words_are_taught_to_the_identity_encoder_alone_and_the_adapter_begins_there(runs, data):

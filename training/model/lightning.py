@@ -11,6 +11,14 @@ LIGHTNING = "lightning"
 STEPS = 4
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PREFIX = "unet."
+STUDENTS = (LIGHTNING, "refine", "contrast")
+"""The stages that train it, one after the other."""
+
+
+def newest_student(runs: Path, last: str = STUDENTS[-1]) -> Path:
+    """What the last of `STUDENTS`, up to the stage `last`, has left in `runs`; else where the first would leave it."""
+    folders = [runs / stage / "model" for stage in STUDENTS[: STUDENTS.index(last) + 1]]
+    return next((folder for folder in reversed(folders) if folder.is_dir()), folders[0])
 
 
 def read_lora(file: Path) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.conditions import guided_features, masked_features, skeleton_batch
 from bolid_training.data import People, cached_chunks, digest
-from bolid_training.lightning import ddim_table
+from bolid_training.lightning import Predict, ddim_table
 from bolid_training.model.adapter import on_disk
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.lightning import LORA_FILE, STEPS, read_lora
@@ -54,7 +54,24 @@ class LightningUNet(ConditionedUNet):
         )
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.predict(batch, self.attention(batch))
+        return self.predictor(batch)(batch["sample"], batch["timestep"])
+
+    def predictor(self, batch: dict[str, Tensor]) -> Predict:
+        """The UNet under the conditions, which are encoded once for all steps."""
+        attention = self.attention(batch)
+        features = masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
+
+        def predict(sample: Tensor, timestep: Tensor) -> Tensor:
+            return self.frozen[0](
+                sample,
+                timestep,
+                batch["encoder_hidden_states"],
+                cross_attention_kwargs=attention,
+                # the UNet pops from the list it is given
+                down_intrablock_additional_residuals=list(features),
+            ).sample
+
+        return predict
 
     def save(self, folder: Path) -> None:
         """The LoRA as diffusers' pipelines load it, and the adapter that goes with it."""

@@ -10,7 +10,6 @@ an unpacked checkpoint has no CLIP any more that would know pictures and sentenc
 nothing that could be measured (docs/architecture.md).
 """
 
-from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -19,17 +18,16 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bolid_training.conditions import masked_features
 from bolid_training.data import People, pixels, resize
-from bolid_training.lightning import Predict, lightning_sample
+from bolid_training.lightning import lightning_sample
 from bolid_training.losses import kept_mean, keypoint_loss
 from bolid_training.model.config import AvatarConfig
-from bolid_training.model.lightning import STEPS
+from bolid_training.model.lightning import LIGHTNING, STEPS
 from bolid_training.model.pose_estimator import decode_heatmaps, load_pose_estimator
-from bolid_training.model.sampling import seeded_noise
 from bolid_training.precision import autocast
-from bolid_training.stages.adapter import COLOURED, AdapterTask
+from bolid_training.stages.adapter import COLOURED
 from bolid_training.stages.lightning import LightningUNet
+from bolid_training.stages.student import StudentTask
 
 GRADIENT_STEPS = 2
 WEIGHTS = {"anchor": 2.0, "keypoints": 0.5, "colours": 1.0}
@@ -64,32 +62,12 @@ class FewStepUNet(LightningUNet):
             steps.append((sample, timestep, predict(sample, timestep)))
         return latents, steps
 
-    def predictor(self, batch: dict[str, Tensor]) -> Predict:
-        """A `Predict`: the UNet under the conditions, which are encoded once for all steps."""
-        attention = self.attention(batch)
-        features = masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
 
-        def predict(sample: Tensor, timestep: Tensor) -> Tensor:
-            return self.frozen[0](
-                sample,
-                timestep,
-                batch["encoder_hidden_states"],
-                cross_attention_kwargs=attention,
-                down_intrablock_additional_residuals=list(features),
-            ).sample
-
-        return predict
-
-
-class RefineTask(AdapterTask):
-    """Begins with what `stage lightning` left."""
-
-    begins_with = None
+class RefineTask(StudentTask):
+    follows = LIGHTNING
 
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
         super().__init__(config, people, validation, runs)
-        self.module.load(runs / "lightning" / "model")
-        self.before = deepcopy(self.module).eval().requires_grad_(False)
         self.pose_estimator = load_pose_estimator(runs / "pose" / "model").eval().requires_grad_(False)
 
     def build(self, unet: UNet2DConditionModel) -> FewStepUNet:
@@ -130,20 +108,6 @@ class RefineTask(AdapterTask):
         """[B, 12, 3] of pictures [B, 3, H, W] in [-1, 1]."""
         side, _ = self.pose_estimator.image_size
         return decode_heatmaps(self.pose_estimator.heatmaps(resize(pictures, side)).float())
-
-    def draw(self, batch: dict[str, Tensor], skeletons: Tensor, steps: int = STEPS, guidance: float = 1.0) -> Tensor:
-        """Without guidance: the unconditional half of `batch` is not looked at."""
-        told = {name: value.chunk(2)[1] for name, value in batch.items()}
-        told |= {"skeleton": skeletons, "keep_pose": torch.ones(len(skeletons), dtype=torch.bool)}
-        noise = seeded_noise((len(skeletons), *self.train_arrays["latents"].shape[1:]))
-        with autocast():
-            return lightning_sample(self.module.predictor(told), self.scheduler, noise, steps=steps, gradient_steps=0)
-
-    def save(self, folder: Path) -> None:
-        self.module.save(folder)
-
-    def load(self, folder: Path) -> None:
-        self.module.load(folder)
 
 
 def one_for_each(steps: list[Step]) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from bolid_training.recipes.methods import Recipe
 from bolid_training.stages.adapter import AdapterTask
 from bolid_training.stages.clip import ClipTask
 from bolid_training.stages.clip_text import ClipTextTask
+from bolid_training.stages.contrast import ContrastTask
 from bolid_training.stages.decoder import DecoderTask
 from bolid_training.stages.lightning import LightningTask
 from bolid_training.stages.method import MethodTask
@@ -35,6 +36,7 @@ LATER = {
     "adapter": AdapterTask,
     "lightning": LightningTask,
     "refine": RefineTask,
+    "contrast": ContrastTask,
 }
 """These begin with what earlier stages have left in `runs`."""
 
