@@ -52,7 +52,7 @@ def main() -> None:
       bolid-train stage adapter              BoLID on the frozen base
       bolid-train stage lightning            both in four steps without guidance
       bolid-train stage refine               ... taught by finished pictures
-      bolid-train stage contrast             ... and to be less pale
+      bolid-train stage contrast             ... its first guesses made stronger
       bolid-train assemble                   one diffusers folder of all that
       bolid-export --precision fp16          engines for the SDK
 
