@@ -23,7 +23,7 @@ from bolid_training.model.config import AvatarConfig
 from bolid_training.model.lightning import LIGHTNING, LORA_FILE, STEPS, newest_student
 from bolid_training.model.pose_estimator import load_pose_estimator
 from bolid_training.recipes.methods import RECIPES, Recipe, recipe_config
-from bolid_training.stages.decoder import autoencoder_folder
+from bolid_training.stages.vae import autoencoder_folder
 
 
 def assemble_checkpoint(

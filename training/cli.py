@@ -43,8 +43,8 @@ def main() -> None:
       bolid-train profile unet               what a step reaches of this machine
       bolid-train stage clip                 tokenizer and CLIP
       bolid-train stage vae                  autoencoder
-      bolid-train stage decoder              its decoder alone, judged by a discriminator
       bolid-train stage pose                 12 keypoints
+      bolid-train stage decoder              the autoencoder's alone, judged and read by others
       bolid-train stage unet                 the text-to-image base
       bolid-train stage clip_text            a text tower that knows pictures, for L_CLIP
       bolid-train stage reid                 who it is, for losses on finished pictures

@@ -40,7 +40,6 @@ from bolid_training.model.sampling import sample_latents, seeded_noise
 from bolid_training.precision import autocast, fastest_layout
 from bolid_training.recipes.methods import Drops, IdentitySource
 from bolid_training.stages.clip import tokenize
-from bolid_training.stages.decoder import autoencoder_folder
 from bolid_training.stages.unet import (
     BODY_WEIGHT,
     cached_body_weights,
@@ -49,7 +48,7 @@ from bolid_training.stages.unet import (
     diffusion_loss,
     noisy_batch,
 )
-from bolid_training.stages.vae import to_bytes
+from bolid_training.stages.vae import autoencoder_folder, to_bytes
 
 NAME_CLOTHES = 0.3  # share of captions that may name clothes: what the text says, nobody looks up in the reference
 IMAGE_PROMPT = 0.3  # share of steps with an image prompt; without one the branch is off, as at inference

@@ -99,12 +99,21 @@ class VaeTask:
         self.module.vae.load_state_dict(AutoencoderTiny.from_pretrained(folder).state_dict())
 
 
-def pixel_losses(out: Tensor, target: Tensor) -> dict[str, Tensor]:
-    """Of pictures [B, 3, H, W] in [-1, 1]: in brightness and colour, in edges, and in colour alone."""
-    error = (out - target).abs().mean() + F.mse_loss(out, target)
-    tint = (chroma(out) - chroma(target)).abs().mean()
-    edges = sum((a - b).abs().mean() for a, b in zip(gradients(out), gradients(target), strict=True))
+def pixel_losses(out: Tensor, target: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
+    """Of pictures [B, 3, H, W] in [-1, 1]: in brightness and colour, in edges, and in colour alone; `weights`
+    [B, 1, H, W] of the pixels, of mean 1."""
+    weights = torch.ones_like(out[:, :1]) if weights is None else weights
+    error = (weights * ((out - target).abs() + (out - target).square())).mean()
+    tint = (weights * (chroma(out) - chroma(target)).abs()).mean()
+    differences = zip(gradients(out), gradients(target), (weights[..., 1:], weights[..., 1:, :]), strict=True)
+    edges = sum((w * (a - b).abs()).mean() for a, b, w in differences)
     return {"loss": error + EDGE_WEIGHT * edges + CHROMA_WEIGHT * tint, "error": error, "chroma": tint}
+
+
+def autoencoder_folder(runs: Path) -> Path:
+    """The autoencoder that draws: with the decoder that went on, if it has been trained."""
+    decoder = runs / "decoder" / "model"
+    return decoder if decoder.is_dir() else runs / "vae" / "model"
 
 
 def chroma(image: Tensor) -> Tensor:
