@@ -26,7 +26,7 @@ from bolid_training.data import People, pixels, with_recoloured
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.pose_estimator import HEATMAP_STRIDE, PoseEstimator, load_pose_estimator
 from bolid_training.precision import fastest_layout
-from bolid_training.stages.pose import person_boxes, position_divergence, visible_heatmaps
+from bolid_training.stages.pose import draw_views, person_boxes, position_divergence, visible_heatmaps
 from bolid_training.stages.unet import cached_latents
 from bolid_training.stages.vae import VaeTask, pixel_losses
 from bolid_training.views import Views
@@ -35,9 +35,8 @@ ADVERSARIAL_WEIGHT, FEATURE_WEIGHT, POSE_WEIGHT, TOKEN_WEIGHT = 0.1, 10.0, 0.1, 
 CHANNELS = (64, 128, 256)
 WINDOW, CELL = 12, 8  # cells of latents on a side, pixels of a cell
 LATENT_NOISE = 0.2  # at most, in standard deviations of a latent
-PART_WEIGHTS = {Part.BACKGROUND: 1, Part.FACE: 10, Part.HAIR: 6, Part.HAT: 6}  # in the error; others' is:
-PERSON_WEIGHT = 4
-WANDER, ZOOM, TURN = 0.06, 0.15, 0.2  # of the estimator's view: of its side, of its logarithm, in radians
+PART_WEIGHTS = {Part.BACKGROUND: 1, Part.FACE: 10, Part.HAIR: 6, Part.HAT: 6}  # of a pixel's error
+PERSON_WEIGHT = 4  # of the other parts' pixels
 
 
 class Discriminator(nn.ModuleList):
@@ -103,7 +102,7 @@ class DecoderTask(VaeTask):
         keypoints = people.keypoints[indices].copy()
         keypoints[..., :2] = (keypoints[..., :2] * cells - corners[:, None]) / window
         keypoints[..., 2] *= ((keypoints[..., :2] >= 0) & (keypoints[..., :2] <= 1)).all(-1)
-        views = draw_views((boxes * cells - np.tile(corners, 2)) / window, rng)
+        views = draw_views((boxes * cells - np.tile(corners, 2)) / window, np.zeros(size, bool), rng)
         return {
             "latents": torch.from_numpy(latents + noise.astype(np.float32)),
             "pixels": pixels(np.ascontiguousarray(images.transpose(0, 2, 3, 1))),
@@ -139,26 +138,13 @@ def part_weights(parts: np.ndarray) -> Tensor:
     return torch.from_numpy(weights / weights.mean((1, 2), keepdims=True))[:, None]
 
 
-def draw_views(boxes: np.ndarray, rng: np.random.Generator) -> Views:
-    """About people's boxes [B, 4], nearly as the runtime cuts them, turned a little, half of them mirrored."""
-    count = len(boxes)
-    side = boxes[:, 2] - boxes[:, 0]
-    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + WANDER * side[:, None] * rng.uniform(-1, 1, (count, 2))
-    return Views(
-        centre=torch.from_numpy(centre).float(),
-        side=torch.from_numpy(side * np.exp(rng.uniform(-ZOOM, ZOOM, count))).float(),
-        angle=torch.from_numpy(rng.normal(0, TURN, count)).float(),
-        mirror=torch.from_numpy(rng.random(count) < 0.5),
-    )
-
-
 def read_alike(estimator: PoseEstimator, views: Views, drawn: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """KL divergence from the true keypoints, and the squared distance of tokens from the picture's in units of their
     variances."""
     side, _ = estimator.image_size
-    tokens = estimator.tokens(views.cut(drawn, side, "border"))
+    tokens = estimator.tokens(views.cut(drawn, side, "border")).float()
     with torch.no_grad():
-        expected = estimator.tokens(views.cut(batch["pixels"], side, "border"))
+        expected = estimator.tokens(views.cut(batch["pixels"], side, "border")).float()
     variance = expected.var((0, 2, 3), keepdim=True) + 1e-3
     target = visible_heatmaps(views.locate(batch["keypoints"]), side // HEATMAP_STRIDE)
     return {
