@@ -3,7 +3,8 @@
 import torch
 
 from bolid_training.avatars.parts import Part
-from bolid_training.stages.refine import SEEN, colour_loss, one_for_each, part_masks
+from bolid_training.stages.refine import SEEN, colour_loss, part_masks
+from bolid_training.stages.student import one_for_each
 
 
 def test_colour_loss_is_the_squared_distance_of_mean_colours():
@@ -27,7 +28,7 @@ def test_colour_loss_looks_at_parts_that_are_large_enough_to_have_a_colour():
 
 
 def test_each_sample_has_one_of_the_steps_in_turn():
-    steps = [(torch.full((3, 1, 2, 2), float(i)), torch.full((3,), 10 * i), torch.empty(0)) for i in range(2)]
+    steps = [(torch.full((3, 1, 2, 2), float(i)), torch.full((3,), 10 * i)) for i in range(2)]
     samples, timesteps = one_for_each(steps)
     assert samples[:, 0, 0, 0].tolist() == [0, 1, 0]
     assert timesteps.tolist() == [0, 10, 0]

@@ -33,6 +33,7 @@ from bolid_training.conditions import (
 )
 from bolid_training.data import People, cached, with_recoloured
 from bolid_training.evaluate.metrics import clothes_colours, mean_colours
+from bolid_training.lightning import Predict
 from bolid_training.model.adapter import Adapter
 from bolid_training.model.checkpoint import build_scheduler, clip_parts
 from bolid_training.model.config import AvatarConfig
@@ -92,16 +93,35 @@ class ConditionedUNet(nn.Module):
         # with a reference a view, those of the first, whose colours are asked for
         return self.colours(tokens[:, : self.colours.in_features]).unflatten(1, (len(COLOURED), 3))
 
-    def predict(self, batch: dict[str, Tensor], attention: dict[str, Tensor]) -> Tensor:
-        """v [B, c, h, w]."""
-        features = masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
-        return self.frozen[0](
+    def predictor(
+        self, told: dict[str, Tensor], attention: dict[str, Tensor], unet: UNet2DConditionModel | None = None
+    ) -> Predict:
+        """`predict` under the same conditions for all steps of a picture. `told` may hold their `pose_features`."""
+        return lambda sample, timestep: self.predict(told | {"sample": sample, "timestep": timestep}, attention, unet)
+
+    def predict(
+        self, batch: dict[str, Tensor], attention: dict[str, Tensor], unet: UNet2DConditionModel | None = None
+    ) -> Tensor:
+        """v [B, c, h, w], by another `unet` of the same shape if one is given."""
+        return (unet or self.frozen[0])(
             batch["sample"],
             batch["timestep"],
             batch["encoder_hidden_states"],
             cross_attention_kwargs=attention,
-            down_intrablock_additional_residuals=features,
+            **self.residuals(batch, attention),
         ).sample
+
+    def residuals(self, batch: dict[str, Tensor], attention: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+        """What the UNet's call adds to its features."""
+        features = batch["pose_features"] if "pose_features" in batch else self.pose_features(batch)
+        # a list of its own, for the UNet pops from the one it is given
+        return {} if features is None else {"down_intrablock_additional_residuals": list(features)}
+
+    def pose_features(self, batch: dict[str, Tensor]) -> list[Tensor] | None:
+        """What the guider says of the skeletons; None without one."""
+        if self.adapter.pose_guider is None:
+            return None
+        return masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
 
 
 class AdapterTask:

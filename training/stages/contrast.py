@@ -20,7 +20,7 @@ from bolid_training.model.config import AvatarConfig
 from bolid_training.model.lightning import STEPS
 from bolid_training.precision import autocast
 from bolid_training.stages.lightning import LightningUNet
-from bolid_training.stages.student import StudentTask
+from bolid_training.stages.student import StudentTask, one_for_each
 
 GAINS = (1.4, 1.1, 1.0, 1.0)  # of each of the four steps: chosen on validation people, see docs/architecture.md
 
@@ -53,15 +53,13 @@ class ContrastTask(StudentTask):
         before would draw it with the gains."""
         sample, steps = batch["noise"] * self.scheduler.init_noise_sigma, []
         with autocast():
-            predict = self.before.predictor(batch)
+            predict = self.before.student(batch)
             for (timestep, alpha, previous), gain in zip(ddim_table(self.scheduler, STEPS), GAINS, strict=True):
                 timesteps = timestep.expand(len(sample))
                 v = louder(predict(sample, timesteps).float(), sample, alpha, gain)
                 steps.append((sample, timesteps, v))
                 sample = ddim_step(sample, v, alpha, previous, self.scheduler.config.prediction_type)
-        rows = torch.arange(len(sample))
-        samples, timesteps, targets = (torch.stack(column)[rows % STEPS, rows] for column in zip(*steps, strict=True))
-        return samples, timesteps, targets
+        return one_for_each(steps)
 
 
 def louder(v: Tensor, sample: Tensor, alpha: Tensor, gain: float) -> Tensor:

@@ -54,24 +54,11 @@ class LightningUNet(ConditionedUNet):
         )
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.predictor(batch)(batch["sample"], batch["timestep"])
+        return self.predict(batch, self.attention(batch))
 
-    def predictor(self, batch: dict[str, Tensor]) -> Predict:
-        """The UNet under the conditions, which are encoded once for all steps."""
-        attention = self.attention(batch)
-        features = masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
-
-        def predict(sample: Tensor, timestep: Tensor) -> Tensor:
-            return self.frozen[0](
-                sample,
-                timestep,
-                batch["encoder_hidden_states"],
-                cross_attention_kwargs=attention,
-                # the UNet pops from the list it is given
-                down_intrablock_additional_residuals=list(features),
-            ).sample
-
-        return predict
+    def student(self, batch: dict[str, Tensor]) -> Predict:
+        """What draws under the conditions of a batch, which are encoded once for all steps."""
+        return self.predictor(batch | {"pose_features": self.pose_features(batch)}, self.attention(batch))
 
     def save(self, folder: Path) -> None:
         """The LoRA as diffusers' pipelines load it, and the adapter that goes with it."""

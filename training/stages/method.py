@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from bolid_training.conditions import masked_features, part_crops
+from bolid_training.conditions import part_crops
 from bolid_training.data import People, cached, pixels, resize
-from bolid_training.lightning import Predict, lightning_sample
+from bolid_training.lightning import lightning_sample
 from bolid_training.losses import (
     Recorded,
     cosine_loss,
@@ -77,34 +77,18 @@ class MethodUNet(ConditionedUNet):
             out |= self.branch(batch, attention)
         return out
 
-    def predict(
-        self, batch: dict[str, Tensor], attention: dict[str, Tensor], unet: UNet2DConditionModel | None = None
-    ) -> Tensor:
-        features = batch["pose_features"] if "pose_features" in batch else self.pose_features(batch)
-        # a list of its own, for the UNet pops from the one it is given
-        guided = {} if features is None else {"down_intrablock_additional_residuals": list(features)}
-        if self.adapter.identity_net is not None and "identity_tokens" in attention:
-            skeleton = batch["skeleton"] * batch["keep_pose"][:, None, None, None]
-            guided |= identity_residuals(
-                self.adapter.identity_net,
-                batch["sample"],
-                batch["timestep"],
-                attention["identity_tokens"],
-                skeleton,
-            )
-        return (unet or self.frozen[0])(
+    def residuals(self, batch: dict[str, Tensor], attention: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+        """The guider's, and IdentityNet's."""
+        guided = super().residuals(batch, attention)
+        if self.adapter.identity_net is None or "identity_tokens" not in attention:
+            return guided
+        return guided | identity_residuals(
+            self.adapter.identity_net,
             batch["sample"],
             batch["timestep"],
-            batch["encoder_hidden_states"],
-            cross_attention_kwargs=attention,
-            **guided,
-        ).sample
-
-    def pose_features(self, batch: dict[str, Tensor]) -> list[Tensor] | None:
-        """What the guider says of the skeletons, once for all steps of a picture."""
-        if self.adapter.pose_guider is None:
-            return None
-        return masked_features(self.adapter.pose_guider(batch["skeleton"]), batch["keep_pose"])
+            attention["identity_tokens"],
+            batch["skeleton"] * batch["keep_pose"][:, None, None, None],
+        )
 
     def branch(self, batch: dict[str, Tensor], attention: dict[str, Tensor]) -> dict[str, Tensor | Recorded]:
         """The lightning branch on the first samples of the batch, by the few-step UNet if there is one."""
@@ -113,20 +97,16 @@ class MethodUNet(ConditionedUNet):
         told["pose_features"] = self.pose_features(told)
         tokens = {name: v if name.endswith("scale") else v[:count] for name, v in attention.items()}
         sizes = {"steps": options.steps, "gradient_steps": options.gradient_steps}
-        with recorded_queries(self.frozen[1]) as with_id:
-            latents = lightning_sample(self._predictor(told, tokens), self.scheduler, batch["branch_noise"], **sizes)
+        fast, noise = self.frozen[1], batch["branch_noise"]
+        with recorded_queries(fast) as with_id:
+            latents = lightning_sample(self.predictor(told, tokens, fast), self.scheduler, noise, **sizes)
         if not self.weights.alignment:
             return {"latents": latents}
         nobody = {name: value for name, value in tokens.items() if not name.startswith("identity")}
-        with recorded_queries(self.frozen[1]) as text_only, torch.no_grad():
-            lightning_sample(self._predictor(told, nobody), self.scheduler, batch["branch_noise"], **sizes)
+        with recorded_queries(fast) as text_only, torch.no_grad():
+            lightning_sample(self.predictor(told, nobody, fast), self.scheduler, noise, **sizes)
         last = options.gradient_steps * len(self.adapter.layers)
         return {"latents": latents, "with_id": with_id.last(last), "text_only": text_only.last(last)}
-
-    def _predictor(self, told: dict[str, Tensor], attention: dict[str, Tensor]) -> Predict:
-        return lambda sample, timestep: self.predict(
-            told | {"sample": sample, "timestep": timestep}, attention, self.frozen[1]
-        )
 
 
 class MethodTask(AdapterTask):

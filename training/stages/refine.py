@@ -27,7 +27,7 @@ from bolid_training.model.pose_estimator import decode_heatmaps, load_pose_estim
 from bolid_training.precision import autocast
 from bolid_training.stages.adapter import COLOURED
 from bolid_training.stages.lightning import LightningUNet
-from bolid_training.stages.student import StudentTask
+from bolid_training.stages.student import StudentTask, one_for_each
 
 GRADIENT_STEPS = 2
 WEIGHTS = {"anchor": 2.0, "keypoints": 0.5, "colours": 1.0}
@@ -48,7 +48,7 @@ class FewStepUNet(LightningUNet):
         self.scheduler = scheduler
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[Step]]:
-        predict, steps, early = self.predictor(batch), [], []
+        predict, steps, early = self.student(batch), [], []
 
         def remembered(sample: Tensor, timestep: Tensor) -> Tensor:
             output = predict(sample, timestep)
@@ -58,7 +58,7 @@ class FewStepUNet(LightningUNet):
         sizes = {"steps": STEPS, "gradient_steps": GRADIENT_STEPS}
         latents = lightning_sample(remembered, self.scheduler, batch["noise"], **sizes)
         if steps:
-            sample, timestep = one_for_each(early)
+            sample, timestep, _ = one_for_each(early)
             steps.append((sample, timestep, predict(sample, timestep)))
         return latents, steps
 
@@ -99,7 +99,7 @@ class RefineTask(StudentTask):
     def anchor_loss(self, steps: list[Step], batch: dict[str, Tensor]) -> Tensor:
         """Mean squared distance of each step's v from what the student said before it was refined."""
         with torch.no_grad(), autocast():
-            predict = self.before.predictor(batch)
+            predict = self.before.student(batch)
             before = [predict(sample, timestep).float() for sample, timestep, _ in steps]
         pairs = zip(steps, before, strict=True)
         return torch.stack([F.mse_loss(output.float(), v) for (_, _, output), v in pairs]).mean()
@@ -108,14 +108,6 @@ class RefineTask(StudentTask):
         """[B, 12, 3] of pictures [B, 3, H, W] in [-1, 1]."""
         side, _ = self.pose_estimator.image_size
         return decode_heatmaps(self.pose_estimator.heatmaps(resize(pictures, side)).float())
-
-
-def one_for_each(steps: list[Step]) -> tuple[Tensor, Tensor]:
-    """Latents and timestep [B] of one step for each sample, in turn."""
-    turn = torch.arange(len(steps[0][0])) % len(steps)
-    samples, timesteps = (torch.stack(column) for column in zip(*(step[:2] for step in steps), strict=True))
-    rows = torch.arange(len(turn))
-    return samples[turn, rows], timesteps[turn, rows]
 
 
 def part_masks(parts: np.ndarray) -> Tensor:

@@ -1,5 +1,6 @@
 """The few-step student as later stages find it, and what it said before them."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -32,10 +33,16 @@ class StudentTask(AdapterTask):
         told |= {"skeleton": skeletons, "keep_pose": torch.ones(len(skeletons), dtype=torch.bool)}
         noise = seeded_noise((len(skeletons), *self.train_arrays["latents"].shape[1:]))
         with autocast():
-            return lightning_sample(self.module.predictor(told), self.scheduler, noise, steps=steps, gradient_steps=0)
+            return lightning_sample(self.module.student(told), self.scheduler, noise, steps=steps, gradient_steps=0)
 
     def save(self, folder: Path) -> None:
         self.module.save(folder)
 
     def load(self, folder: Path) -> None:
         self.module.load(folder)
+
+
+def one_for_each(steps: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Of steps' tensors [B, ...], for each sample those of one step, in turn."""
+    rows = torch.arange(len(steps[0][0]))
+    return tuple(torch.stack(column)[rows % len(steps), rows] for column in zip(*steps, strict=True))
