@@ -33,7 +33,7 @@ from bolid_training.evaluate.metrics import (
     pck,
 )
 from bolid_training.evaluate.pictures import identify
-from bolid_training.evaluate.protocol import Trial, further_photographs, trials
+from bolid_training.evaluate.protocol import Trial, further_photographs, trials, true_prompt
 from bolid_training.evaluate.run import compare, evaluate
 from bolid_training.model.pose_estimator import FLIP
 
@@ -126,12 +126,11 @@ def test_the_interval_of_a_frechet_distance_covers_it_in_spite_of_the_bias():
     assert low < 8 * 0.25 < high
 
 
-def photographs(count=40, size=8):
+def photographs(count=40, size=8, time="day"):
     """Noise that stands for pictures of people, four each, of whom some are drawn as cartoons."""
-    metadata = [
-        {"style": "photo" if i % 3 else "cartoon", "pose": "walking", "scene": "beach", "captions": []}
-        for i in range(count)
-    ]
+    places = ("beach", "desert")
+    known = {"pose": "walking", "time": time, "captions": []}
+    metadata = [{"style": "photo" if i % 3 else "cartoon", "scene": places[i % 2], **known} for i in range(count)]
     rng = np.random.default_rng(0)
     parts = np.full((count, size, size), Part.UPPER, np.uint8)
     return People(
@@ -213,8 +212,16 @@ def test_trials_take_one_photograph_a_person_and_another_place():
     people = photographs()
     chosen = trials(people, 8)
     assert len({trial.identity for trial in chosen}) == len(chosen) == 8
-    assert all(people.photos[trial.index] and trial.place != "beach" for trial in chosen)
+    assert all(people.photos[trial.index] for trial in chosen)
+    assert all(trial.place != people.metadata[trial.index]["scene"] for trial in chosen)
+    assert {trial.prompt for trial in chosen} == {"walking on a beach", "walking in a desert"}
     assert chosen == trials(people, 8)
+
+
+def test_trials_ask_for_the_light_of_the_photographs():
+    people = photographs(time="fog")
+    assert {trial.prompt[-10:] for trial in trials(people, 8)} == {"in the fog"}
+    assert true_prompt(people, 0) == "walking on a beach in the fog"
 
 
 def test_more_pictures_a_person_are_rounds_of_other_references_and_prompts():

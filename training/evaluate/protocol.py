@@ -2,16 +2,18 @@
 
 The reference is a photograph of the person; the pose is kept (the SDK's default), the prompt names another place and
 says nothing of the clothes. So pose must come from the skeleton, clothes from the identity tokens, place from the text.
+
+Place and light are those of another photograph of the split: what is asked for is as common as what the Frechet
+distance compares it with. A distance to other places and lights would be the prompts', whoever draws them.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from bolid_training.avatars.phrases import PLACES, POSES
+from bolid_training.avatars.phrases import PLACES, POSES, TIMES
 from bolid_training.data import People
-
-LIGHT = ("", "", " at sunset", " at night")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ def trials(people: People, count: int, seed: int = 0, pictures: int = 1) -> list
 def true_prompt(people: People, index: int) -> str:
     """What a trial's prompt would be if it asked for the sample itself."""
     entry = people.metadata[index]
-    return f"{POSES[entry['pose']][0]} {PLACES[entry['scene']][0]}"
+    return _prompt(entry["pose"], entry)
 
 
 def further_photographs(people: People, trial: Trial) -> list[int]:
@@ -61,11 +63,29 @@ def _trial(people: People, first: int, number: int, rng: np.random.Generator) ->
     index = shown[number % len(shown)]
     other = photos[-1] if len(photos) > 1 else int(people.siblings[index][0])
     pose = people.metadata[index]["pose"]
-    places = [place for place in PLACES if place != people.metadata[index]["scene"]]
-    place = places[rng.integers(len(places))]
-    prompt = f"{POSES[pose][0]} {PLACES[place][0]}{LIGHT[rng.integers(len(LIGHT))]}"
-    identity = int(people.identity[index])
-    return Trial(index=index, other=other, round=number, identity=identity, pose=pose, place=place, prompt=prompt)
+    scene, identity = _elsewhere(people, index, rng), int(people.identity[index])
+    return Trial(
+        index=index,
+        other=other,
+        round=number,
+        identity=identity,
+        pose=pose,
+        place=scene["scene"],
+        prompt=_prompt(pose, scene),
+    )
+
+
+def _elsewhere(people: People, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    """What is known of a photograph that was not taken where the photograph `index` was."""
+    taken = [people.metadata[i] for i in np.flatnonzero(people.photos)]
+    others = [entry for entry in taken if entry["scene"] != people.metadata[index]["scene"]]
+    return others[rng.integers(len(others))]
+
+
+def _prompt(pose: str, scene: dict[str, Any]) -> str:
+    """In daylight light goes without saying."""
+    words = [POSES[pose][0], PLACES[scene["scene"]][0]]
+    return " ".join(words if scene["time"] == "day" else [*words, TIMES[scene["time"]][0]])
 
 
 def _in_turn(people: People, first: int) -> list[int]:
