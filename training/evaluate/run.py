@@ -108,7 +108,8 @@ PROTOCOL = {
     "id_top1": f"share found first among up to {GALLERY} people, by a real picture of each that is not the reference",
     "pose_pck": "judge_pose's keypoints in two looks; thresholds are fractions of the longer side of the true box",
     "pose_pck10_unsided": "PCK@0.1, or with left and right exchanged, as of somebody seen from behind, if it is more",
-    "clip_score": "cosine by judge_clip; real pictures with a prompt that names their own pose and place",
+    "prompts": "the reference's pose, and place and light of another photograph of the split",
+    "clip_score": "cosine by judge_clip; real pictures with a prompt that names their own pose, place and light",
     "fd_judge_clip": "Frechet distance of judge_clip's unit image embeddings to the split's other photographs",
     "judges": "trained apart from the model, other architectures and seeds; never a condition, never in a loss",
 }
