@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from torch import Tensor, nn
 
 from bolid_training.avatars.sheets import contact_sheet
-from bolid_training.conditions import guided_features, masked_features, skeleton_batch
+from bolid_training.conditions import guided_features, skeleton_batch
 from bolid_training.data import People, cached_chunks, digest
 from bolid_training.lightning import Predict, ddim_table
 from bolid_training.model.adapter import on_disk
@@ -98,7 +98,6 @@ class LightningTask:
         nothing = self._nothing(conditions)
         told = [self.teacher.attention(c) for c in (nothing, conditions)]
         tokens = {name: torch.cat([t[name] for t in told]) for name in told[0] if name.endswith("tokens")}
-        features = masked_features(self.teacher.adapter.pose_guider(conditions["skeleton"]), conditions["keep_pose"])
         return sampling_states(
             self.teacher.frozen[0],
             self.scheduler,
@@ -107,7 +106,7 @@ class LightningTask:
             guidance=self.config.guidance,
             encoder_hidden_states=torch.cat([c["encoder_hidden_states"] for c in (nothing, conditions)]),
             attention=told[1] | tokens,
-            pose_features=guided_features(features),
+            pose_features=guided_features(self.teacher.pose_features(conditions)),
         )
 
     def _nothing(self, conditions: dict[str, Tensor]) -> dict[str, Tensor]:
