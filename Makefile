@@ -62,13 +62,13 @@ WITHOUT_WORDS := bolid_no_words bolid_no_colour bolid_one_view ip_adapter instan
 WITH_WORDS := $(filter-out $(WITHOUT_WORDS),$(METHODS) $(ABLATIONS))
 GUIDED := @steps=10@guidance=3
 IN_FIGURE := bolid,ip_adapter,instantid,pulid,ip_adapter_pose,pulid_pose,embedded,embedded_2
-EXAM := --data runs/unseen --people 200 --pictures-per-person 6 --backend openvino --keep runs/methods/drawn
+EXAM := --data runs/unseen --people 1200 --backend openvino --keep runs/methods/drawn
 rows = $(foreach model,$(1),$(model)=runs/methods/engines/$(model)$(GUIDED)$(if $(filter $(model),$(WITHOUT_POSE)),@pose=none))
 rows_with_guider = $(foreach model,$(1),$(model)_pose=runs/methods/engines/$(model)$(GUIDED))
 comparison: $(DEV)/.installed ## train BoLID, its ablations, IP-Adapter, InstantID and PuLID alike and compare them: hours
 	$(BIN)/bolid-train data --out runs/people --identities 4000 --views 4 --seed 0 --splits validation
 	$(BIN)/bolid-train data --out runs/people --identities 4000 --views 4 --seed 0 --splits train
-	$(BIN)/bolid-train data --out runs/unseen --identities 2000 --views 3 --seed 1 --splits test
+	$(BIN)/bolid-train data --out runs/unseen --identities 12000 --views 3 --seed 1 --splits test
 	test -d runs/avatar/unet/model || $(BIN)/bolid-train unpack
 	$(BIN)/bolid-train stage clip_text --limit $(PICTURES)
 	$(BIN)/bolid-train stage reid --limit $(PICTURES) --steps $(REID_STEPS)
@@ -91,7 +91,7 @@ comparison: $(DEV)/.installed ## train BoLID, its ablations, IP-Adapter, Instant
 	$(BIN)/python benchmarks/tables.py
 
 sampling: $(DEV)/.installed ## the embedded model's four steps, 25 guided ones and the best of several: half an hour
-	$(BIN)/bolid-train data --out runs/unseen --identities 2000 --views 3 --seed 1 --splits test
+	$(BIN)/bolid-train data --out runs/unseen --identities 12000 --views 3 --seed 1 --splits test
 	$(BIN)/bolid-train unpack --runs runs/sampling
 	$(BIN)/bolid-train assemble --runs runs/sampling --guided
 	$(BIN)/bolid-export --model runs/sampling/guided/checkpoint --precision fp32 --force -o runs/sampling/guided/engines

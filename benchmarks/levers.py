@@ -4,7 +4,7 @@ A lever is how a picture is sampled (steps, caching, guidance interval, sampler)
 bundle. Every lever makes the same pictures of the same people from the same seeds, and is compared with the first of
 its group, which leaves nothing out. Times are of single pictures of a known person, one lever after another in turn.
 
-    python benchmarks/levers.py --data runs/unseen --people 200 --pictures-per-person 6
+    python benchmarks/levers.py --data runs/unseen --people 1200
     python benchmarks/levers.py --bundle engines/mine --lever caching=fast --lever backend=openvino
     python benchmarks/levers.py --only "four steps" --lever caching=fast     # this row and the group's base again
 
