@@ -53,6 +53,7 @@ def main() -> None:
       bolid-train stage lightning            both in four steps without guidance
       bolid-train stage refine               ... taught by finished pictures
       bolid-train stage contrast             ... its first guesses made stronger
+      bolid-train stage energy               ... as different as the data's
       bolid-train assemble                   one diffusers folder of all that
       bolid-export --precision fp16          engines for the SDK
 

@@ -24,6 +24,7 @@ from bolid_training.recipes.avatar import STAGES
 from bolid_training.stages import lightning
 from bolid_training.stages.clip_text import clip_folder
 from bolid_training.stages.contrast import GAINS
+from bolid_training.stages.energy import LOOKS, SHARE, WEIGHTS
 from bolid_training.stages.tasks import build_task
 
 pytestmark = pytest.mark.slow
@@ -85,7 +86,7 @@ def test_a_checkpoint_samples_as_its_lightning_was_trained_to(runs, data, tmp_pa
     checkpoint = load_checkpoint(tmp_path)
     assert (checkpoint.config.steps, checkpoint.config.guidance) == (lightning.STEPS, 1.0)
     task = build_task("lightning", data, runs, config=TINY)
-    task.load(runs / "contrast" / "model")
+    task.load(runs / "energy" / "model")
     fused, base = checkpoint.unet.conv_in.weight, task.module.frozen[0].conv_in
     expected = base.base_layer.weight + base.get_delta_weight("default")
     assert not torch.equal(expected, base.base_layer.weight)
@@ -117,7 +118,7 @@ def test_the_guided_model_reads_the_adapters_tokens_as_its_text(runs, tmp_path):
 def test_an_unpacked_checkpoint_is_what_the_stages_had_written(runs, data, tmp_path):
     assemble_checkpoint(runs, tmp_path / "checkpoint", TINY)
     unpack_checkpoint(tmp_path / "checkpoint", tmp_path / "runs")
-    others = {"clip_text", "vae", "reid", "words", "refine", "contrast"}
+    others = {"clip_text", "vae", "reid", "words", "refine", "contrast", "energy"}
     becomes = {name: name for name in set(STAGES) - others} | {"decoder": "vae"}
     for name, unpacked in becomes.items():
         task, again = (build_task(name, data, runs, config=TINY) for _ in range(2))
@@ -164,6 +165,37 @@ def test_contrast_begins_with_the_refined_student_and_moves_its_first_guesses_by
     assert all(p.grad is None for p in task.module.adapter.parameters())
     before, after = (load_adapter(runs / name / "model" / "adapter") for name in ("refine", "contrast"))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_energy_stage_draws_every_condition_twice_and_moves_all_of_the_contrasted_student(runs, data):
+    task = build_task("energy", data, runs, config=TINY)
+    begun = get_peft_model_state_dict(task.module.frozen[0])
+    contrasted = load_file(runs / "contrast" / "model" / LORA_FILE)
+    assert all(torch.equal(begun[name.removeprefix(PREFIX)], weight) for name, weight in contrasted.items())
+    batch = task.batch(np.random.default_rng(0), 4)
+    assert all(len(value) == 4 for value in batch.values())
+    same = {name for name, value in batch.items() if torch.equal(*value.chunk(2))}
+    assert same == set(batch) - {"noise"}
+    with autocast():
+        losses = task.losses(task.module, batch | {"keep_pose": torch.ones(4, dtype=torch.bool)})
+    assert set(losses) == {"loss", *LOOKS, *WEIGHTS}
+    losses["loss"].backward()
+    adapter = task.module.adapter
+    for module in (task.module.lora, adapter.identity_encoder, adapter.pose_guider):
+        assert any(p.grad is not None and p.grad.any() for p in module.parameters())
+    assert not any(p.grad is not None for p in task.before.parameters())
+
+
+def test_the_energy_stage_writes_a_mean_of_the_students_before_and_after(runs, data, tmp_path):
+    task = build_task("energy", data, runs, config=TINY)
+    with torch.no_grad():
+        for parameter in task.module.parameters():
+            parameter.add_(1)
+    task.save(tmp_path)
+    before = load_file(runs / "contrast" / "model" / LORA_FILE)
+    assert all((w - before[n] - SHARE).abs().max() < 1e-3 for n, w in load_file(tmp_path / LORA_FILE).items())
+    adapter = load_adapter(runs / "contrast" / "model" / "adapter")
+    assert all((w - adapter[n] - SHARE).abs().max() < 1e-3 for n, w in load_adapter(tmp_path / "adapter").items())
 
 
 def load_adapter(folder):

@@ -17,6 +17,7 @@ from bolid_training.stages.clip import ClipTask
 from bolid_training.stages.clip_text import ClipTextTask
 from bolid_training.stages.contrast import ContrastTask
 from bolid_training.stages.decoder import DecoderTask
+from bolid_training.stages.energy import EnergyTask
 from bolid_training.stages.lightning import LightningTask
 from bolid_training.stages.method import MethodTask
 from bolid_training.stages.pose import PoseTask
@@ -37,6 +38,7 @@ LATER = {
     "lightning": LightningTask,
     "refine": RefineTask,
     "contrast": ContrastTask,
+    "energy": EnergyTask,
 }
 """These begin with what earlier stages have left in `runs`."""
 
