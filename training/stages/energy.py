@@ -133,8 +133,7 @@ class EnergyTask(RefineTask):
 
     def features(self, latents: Tensor, told: dict[str, Tensor]) -> list[Tensor]:
         """[B, d, h, w] of each block of the UNet of the student before, which is told the conditions."""
-        alphas = self.scheduler.alphas_cumprod[told["seen_at"]][:, None, None, None]
-        sample = alphas.sqrt() * latents + (1 - alphas).sqrt() * told["seen_noise"]
+        sample = self.scheduler.add_noise(latents, told["seen_noise"], told["seen_at"])
         with block_features(self.before.frozen[0]) as found, autocast():
             self.before.student(told)(sample, told["seen_at"])
         return [features.float() for features in found]
