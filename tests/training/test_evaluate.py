@@ -22,7 +22,7 @@ from bolid_training.evaluate.compare import Contestant, common, parse_contestant
 from bolid_training.evaluate.exam import Exam, Seen, look, look_at_references, scores
 from bolid_training.evaluate.figure import chosen_rows
 from bolid_training.evaluate.gate import compare_bundles
-from bolid_training.evaluate.intervals import distance_summary, summary
+from bolid_training.evaluate.intervals import distance_difference, distance_summary, summary
 from bolid_training.evaluate.metrics import (
     clothes_colours,
     colour_distance,
@@ -124,6 +124,18 @@ def test_the_interval_of_a_frechet_distance_covers_it_in_spite_of_the_bias():
     low, high = found["ci95"]
     assert low < found["value"] < high
     assert low < 8 * 0.25 < high
+
+
+def test_two_frechet_distances_are_compared_on_the_same_draws():
+    rng = np.random.default_rng(0)
+    real, first = rng.standard_normal((300, 8)) + 0.5, rng.standard_normal((150, 8))
+    # three quarters as far, and otherwise the same pictures
+    found = distance_difference(first + 0.125, first, real, np.arange(150))
+    low, high = found["ci95"]
+    assert low < 8 * (0.375**2 - 0.5**2) < high < 0
+    alone = distance_summary(first, real, np.arange(150))["ci95"]
+    assert high - low < (alone[1] - alone[0]) / 2
+    assert distance_difference(first, first, real, np.arange(150)) == {"value": 0.0, "ci95": [0.0, 0.0]}
 
 
 def photographs(count=40, size=8, time="day"):
@@ -343,6 +355,8 @@ def test_rows_of_a_comparison_are_paired_and_stand_between_the_same_ceilings_and
     change = second["minus_first_row"]["clothes_colour_distance"]
     assert change["value"] == pytest.approx(second["metrics"]["clothes_colour_distance"]["value"], abs=1e-4)
     assert change["ci95"][0] > 0.3
+    assert second["minus_first_row"].keys() == second["metrics"].keys()
+    assert second["minus_first_row"]["fd_judge_clip"]["ci95"][0] > 0
     assert {"rows", "ceilings", "floors", "autoencoded", "by_pose", "setup"} == found.keys()
     assert found["by_pose"].keys() == {"ceilings", "autoencoded"}
     assert found["by_pose"]["ceilings"].keys() == first["by_pose"].keys()

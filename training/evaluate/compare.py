@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from bolid_training.data import People
 from bolid_training.evaluate.drawn import Accepted, draw
 from bolid_training.evaluate.exam import Exam, Seen, look, look_at_references, scores, set_exam
 from bolid_training.evaluate.figure import chosen_rows, figure
-from bolid_training.evaluate.intervals import Summary, summary
+from bolid_training.evaluate.intervals import Summary, distance_difference, summary
 from bolid_training.evaluate.pictures import identify, reconstruct
 from bolid_training.evaluate.protocol import Trial
 from bolid_training.evaluate.run import distance, poses, setup, summaries
@@ -29,6 +29,9 @@ from bolid_training.judges.perceptual import perceptual_distance
 
 NUMBERS = {"best_of": int, "pose_scale": float}  # options of a picture, by what reads them
 TIMED = 7  # pictures one by one, after one that is not counted
+
+Judged: TypeAlias = tuple[dict[str, NDArray], Seen]
+"""Of a row's pictures: each metric's values [N], and what the judges saw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +117,15 @@ def compare(
     )
     exam = set_exam(judges, people, accepted[0])
     beside, reference = references(exam, judges, generators[0])
-    places, rows, measured, drawn = chosen_rows(exam, shown), [], [], {}
+    places, rows, drawn = chosen_rows(exam, shown), [], {}
+    first: Judged | None = None
     for contestant, generator, known in zip(contestants, generators, accepted, strict=True):
         pictures = draw(drawn_before, generator, known, seed, **contestant.options)
         seen = look(judges, exam, pictures)
-        measured.append(scores(exam, seen, reference, exam.prompts) | likeness(judges, exam, pictures))
-        compared = {"minus_first_row": differences(exam, measured[-1], measured[0])} if rows else {}
-        rows.append(_row(contestant, generator, exam, seen, measured[-1], known) | compared)
+        values = scores(exam, seen, reference, exam.prompts) | likeness(judges, exam, pictures)
+        first = first or (values, seen)
+        compared = {"minus_first_row": differences(exam, (values, seen), first)} if rows else {}
+        rows.append(_row(contestant, generator, exam, seen, values, known) | compared)
         if not columns or contestant.name in columns:
             drawn[contestant.name] = pictures[places]
     counted = {
@@ -194,9 +199,11 @@ def _row(
     }
 
 
-def differences(exam: Exam, values: dict[str, NDArray], first: dict[str, NDArray]) -> dict[str, Summary]:
+def differences(exam: Exam, judged: Judged, first: Judged) -> dict[str, Summary]:
     """Of every metric, picture by picture; intervals that leave out 0 are a difference."""
-    return {name: summary(values[name] - first[name], exam.people) for name in values}
+    (values, seen), (values_first, seen_first) = judged, first
+    paired = {name: summary(values[name] - values_first[name], exam.people) for name in values}
+    return paired | {"fd_judge_clip": distance_difference(seen.clip, seen_first.clip, exam.real, exam.people)}
 
 
 def seconds(generator: Generator, accepted: Accepted, options: dict[str, Any]) -> dict[str, Any]:
@@ -211,6 +218,7 @@ def seconds(generator: Generator, accepted: Accepted, options: dict[str, Any]) -
 
 
 PROTOCOL = {
-    "paired": "every row: the same references, prompts and noise; minus_first_row: picture by picture",
+    "paired": "every row: the same references, prompts and noise; minus_first_row: picture by picture, of Frechet "
+    "distances with the same draws of people and real pictures",
     "perceptual_judge_identity": "LPIPS' formula with judge_identity's features, equal weights, in the person's box",
 }

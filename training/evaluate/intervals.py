@@ -1,5 +1,6 @@
 """95 % bootstrap intervals. People are drawn, not pictures: several of one person are not independent."""
 
+from collections.abc import Iterator
 from typing import TypeAlias
 
 import numpy as np
@@ -36,17 +37,34 @@ def distance_summary(features: NDArray, real: NDArray, people: ArrayLike, seed: 
     A drawn sample has fewer different pictures and is farther away for that; the basic interval (2 d - percentiles)
     takes this bias out, the plain percentiles may not even contain the distance.
     """
-    rng, value = np.random.default_rng(seed), frechet_distance(features, real)
-    members = [np.flatnonzero(np.asarray(people) == person) for person in np.unique(people)]
-    drawn = [_drawn_distance(features, real, members, rng) for _ in range(DISTANCES)]
+    value = frechet_distance(features, real)
+    drawn = [frechet_distance(features[those], real[true]) for those, true in _draws(real, people, seed)]
     high, low = 2 * value - np.percentile(drawn, LIMITS)
     return rounded(value, max(low, 0.0), high)
+
+
+def distance_difference(features: NDArray, first: NDArray, real: NDArray, people: ArrayLike, seed: int = 0) -> Summary:
+    """How much farther from `real` [M, D] `features` [B, D] are than `first` [B, D], which are of the same trials.
+
+    Both are drawn alike, so that which people and real pictures there are, and most of the bias, falls out.
+    """
+
+    def farther(those: NDArray | slice, true: NDArray | slice) -> float:
+        return frechet_distance(features[those], real[true]) - frechet_distance(first[those], real[true])
+
+    value = farther(slice(None), slice(None))
+    high, low = 2 * value - np.percentile([farther(*drawn) for drawn in _draws(real, people, seed)], LIMITS)
+    return rounded(value, low, high)
 
 
 def rounded(value: float, low: float, high: float) -> Summary:
     return {"value": round(float(value), 4), "ci95": [round(float(low), 4), round(float(high), 4)]}
 
 
-def _drawn_distance(features: NDArray, real: NDArray, members: list[NDArray], rng: np.random.Generator) -> float:
-    chosen = np.concatenate([members[person] for person in rng.integers(len(members), size=len(members))])
-    return frechet_distance(features[chosen], real[rng.integers(len(real), size=len(real))])
+def _draws(real: NDArray, people: ArrayLike, seed: int) -> Iterator[tuple[NDArray, NDArray]]:
+    """Which pictures, all of each drawn person's, and which real ones: `DISTANCES` times, with replacement."""
+    rng = np.random.default_rng(seed)
+    members = [np.flatnonzero(np.asarray(people) == person) for person in np.unique(people)]
+    for _ in range(DISTANCES):
+        chosen = np.concatenate([members[person] for person in rng.integers(len(members), size=len(members))])
+        yield chosen, rng.integers(len(real), size=len(real))
