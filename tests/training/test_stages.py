@@ -86,7 +86,7 @@ def test_a_checkpoint_samples_as_its_lightning_was_trained_to(runs, data, tmp_pa
     checkpoint = load_checkpoint(tmp_path)
     assert (checkpoint.config.steps, checkpoint.config.guidance) == (lightning.STEPS, 1.0)
     task = build_task("lightning", data, runs, config=TINY)
-    task.load(runs / "energy" / "model")
+    task.load(runs / "guider" / "model")
     fused, base = checkpoint.unet.conv_in.weight, task.module.frozen[0].conv_in
     expected = base.base_layer.weight + base.get_delta_weight("default")
     assert not torch.equal(expected, base.base_layer.weight)
@@ -118,7 +118,7 @@ def test_the_guided_model_reads_the_adapters_tokens_as_its_text(runs, tmp_path):
 def test_an_unpacked_checkpoint_is_what_the_stages_had_written(runs, data, tmp_path):
     assemble_checkpoint(runs, tmp_path / "checkpoint", TINY)
     unpack_checkpoint(tmp_path / "checkpoint", tmp_path / "runs")
-    others = {"clip_text", "vae", "reid", "words", "refine", "contrast", "energy"}
+    others = {"clip_text", "vae", "reid", "words", "refine", "contrast", "energy", "guider"}
     becomes = {name: name for name in set(STAGES) - others} | {"decoder": "vae"}
     for name, unpacked in becomes.items():
         task, again = (build_task(name, data, runs, config=TINY) for _ in range(2))
@@ -196,6 +196,27 @@ def test_the_energy_stage_writes_a_mean_of_the_students_before_and_after(runs, d
     assert all((w - before[n] - SHARE).abs().max() < 1e-3 for n, w in load_file(tmp_path / LORA_FILE).items())
     adapter = load_adapter(runs / "contrast" / "model" / "adapter")
     assert all((w - adapter[n] - SHARE).abs().max() < 1e-3 for n, w in load_adapter(tmp_path / "adapter").items())
+
+
+def test_the_guider_alone_learns_where_keypoints_are_through_all_steps(runs, data):
+    task = build_task("guider", data, runs, config=TINY)
+    written = load_adapter(runs / "energy" / "model" / "adapter")
+    begun = task.module.adapter.pose_guider.state_dict()
+    assert all(torch.equal(begun[n.split()[1]], w) for n, w in written.items() if n.startswith("pose_guider"))
+    with autocast():
+        batch = task.batch(np.random.default_rng(0), 4) | {"keep_pose": torch.tensor([True, True, True, False])}
+        losses = task.losses(task.module, batch)
+        _, steps = task.module(batch)
+    assert len(steps) == lightning.STEPS
+    assert losses["anchor"] < 1e-6 < losses["positions"]
+    losses["loss"].backward()
+    moved = {name.split(".")[1] for name, p in task.module.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"pose_guider"}
+    # nobody who was told no pose is asked for one
+    alone = {name: value[:3] for name, value in batch.items()}
+    pictures = torch.rand(4, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(task.position_loss(pictures, batch), task.position_loss(pictures[:3], alone))
 
 
 def load_adapter(folder):

@@ -30,6 +30,7 @@ STAGES = {
     "refine": StageRecipe(steps=170, batch_size=16, learning_rate=2e-4, ema_decay=0.98, validate_every=40),
     "contrast": StageRecipe(steps=120, batch_size=16, learning_rate=2e-4, ema_decay=0.97, validate_every=40),
     "energy": StageRecipe(steps=150, batch_size=16, learning_rate=2.5e-4, ema_decay=0.97, validate_every=40),
+    "guider": StageRecipe(steps=200, batch_size=16, learning_rate=5e-4, ema_decay=0.97, validate_every=40),
 }
 
 JUDGES = {

@@ -132,6 +132,8 @@ class AdapterTask:
     """The run whose adapter this one begins with, if it has been trained."""
     identity: IdentitySource = "words"
     """What teaches the identity branch, where the run that this one begins with has been trained."""
+    shares: np.ndarray | None = None
+    """How often each sample with photographs is drawn; equally often without."""
     views = "patches"
     """The array that holds what a person is read from."""
 
@@ -200,7 +202,7 @@ class AdapterTask:
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         arrays, people = self.train_arrays, self.people
-        indices = rng.choice(people.with_photos, size)
+        indices = rng.choice(people.with_photos, size, p=self.shares)
         drops = self.drops
         drop_identity, drop_text, drop_pose = draw_dropped(
             rng, size, drops.together, drops.identity, drops.text, drops.pose

@@ -10,7 +10,9 @@ Twelve points a picture are a sparse signal: beside the heatmaps the backbone le
 to segment the body and to say of every limb where it is and of which side.
 """
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,8 +87,7 @@ class TorchEngine:
 class PoseTask:
     def __init__(self, config: AvatarConfig, people: People, validation: People, empty: People, runs: Path):
         self.size, self.people, self.validation, self.empty = config.pose_size, people, validation, empty
-        weights = np.array([LYING if entry["pose"] == "lying" else 1.0 for entry in people.metadata])
-        self.shares = weights / weights.sum()
+        self.shares = shares(people.metadata, LYING)
         vae = AutoencoderTiny.from_pretrained(autoencoder_folder(runs)).eval().requires_grad_(False)
         self.reconstructed = cached_reconstructions(vae, people, runs / "cache", "train")
         self.reconstructed_empty = cached_reconstructions(vae, empty, runs / "cache", "empty")
@@ -161,6 +162,12 @@ class PoseTask:
 
     def load(self, folder: Path) -> None:
         self.estimator.load_state_dict(load_pose_estimator(folder).state_dict())
+
+
+def shares(metadata: Iterable[Mapping[str, Any]], lying: float) -> np.ndarray:
+    """[N]: how often samples are drawn, if people who lie are drawn `lying` times as often as others."""
+    weights = np.array([lying if entry["pose"] == "lying" else 1.0 for entry in metadata])
+    return weights / weights.sum()
 
 
 def person_boxes(people: People) -> np.ndarray:

@@ -40,12 +40,19 @@ Step = tuple[Tensor, Tensor, Tensor]
 class FewStepUNet(LightningUNet):
     """The student with its steps: conditions and noise in, finished latents and the differentiated steps out.
 
-    Those are the last ones, and for each picture one of the earlier ones, which decide about the place.
+    Those are the last ones, and for each picture one of the earlier ones, if there are any, which decide about the
+    place.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, config: AvatarConfig, scheduler: DDIMScheduler):
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        config: AvatarConfig,
+        scheduler: DDIMScheduler,
+        gradient_steps: int = GRADIENT_STEPS,
+    ):
         super().__init__(unet, config)
-        self.scheduler = scheduler
+        self.scheduler, self.gradient_steps = scheduler, gradient_steps
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[Step]]:
         predict, steps, early = self.student(batch), [], []
@@ -55,9 +62,9 @@ class FewStepUNet(LightningUNet):
             (steps if torch.is_grad_enabled() else early).append((sample, timestep, output))
             return output
 
-        sizes = {"steps": STEPS, "gradient_steps": GRADIENT_STEPS}
+        sizes = {"steps": STEPS, "gradient_steps": self.gradient_steps}
         latents = lightning_sample(remembered, self.scheduler, batch["noise"], **sizes)
-        if steps:
+        if steps and early:
             sample, timestep, _ = one_for_each(early)
             steps.append((sample, timestep, predict(sample, timestep)))
         return latents, steps
@@ -96,13 +103,14 @@ class RefineTask(StudentTask):
         losses = {"anchor": anchor, "keypoints": keypoints, "colours": colours}
         return {"loss": sum(WEIGHTS[name] * loss for name, loss in losses.items())} | losses
 
-    def anchor_loss(self, steps: list[Step], batch: dict[str, Tensor]) -> Tensor:
-        """Mean squared distance of each step's v from what the student said before it was refined."""
+    def anchor_loss(self, steps: list[Step], batch: dict[str, Tensor], weight: Tensor | float = 1.0) -> Tensor:
+        """Mean squared distance of each step's v from what the student said before it was refined; `weight`
+        [B, 1, h, w]: what a place counts."""
         with torch.no_grad(), autocast():
             predict = self.before.student(batch)
             before = [predict(sample, timestep).float() for sample, timestep, _ in steps]
         pairs = zip(steps, before, strict=True)
-        return torch.stack([F.mse_loss(output.float(), v) for (_, _, output), v in pairs]).mean()
+        return torch.stack([(weight * (output.float() - v).square()).mean() for (_, _, output), v in pairs]).mean()
 
     def _keypoints(self, pictures: Tensor) -> Tensor:
         """[B, 12, 3] of pictures [B, 3, H, W] in [-1, 1]."""

@@ -18,6 +18,7 @@ from bolid_training.stages.clip_text import ClipTextTask
 from bolid_training.stages.contrast import ContrastTask
 from bolid_training.stages.decoder import DecoderTask
 from bolid_training.stages.energy import EnergyTask
+from bolid_training.stages.guider import GuiderTask
 from bolid_training.stages.lightning import LightningTask
 from bolid_training.stages.method import MethodTask
 from bolid_training.stages.pose import PoseTask
@@ -39,6 +40,7 @@ LATER = {
     "refine": RefineTask,
     "contrast": ContrastTask,
     "energy": EnergyTask,
+    "guider": GuiderTask,
 }
 """These begin with what earlier stages have left in `runs`."""
 
