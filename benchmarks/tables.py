@@ -124,10 +124,7 @@ def ablations() -> str:
 
 
 def changed(row: dict, name: str) -> str:
-    """The difference to the first row, in bold where its interval leaves out 0; a distance of sets of pictures as it
-    is."""
-    if name not in row["minus_first_row"]:
-        return interval(row["metrics"][name])
+    """The difference to the first row, in bold where its interval leaves out 0."""
     difference = row["minus_first_row"][name]
     low, high = difference["ci95"]
     text = f"{difference['value']:+.3f}"
@@ -180,14 +177,14 @@ MODELS = {
     "pulid": "PuLID",
     "pulid_pose": "PuLID + T2I-Adapter",
     "bolid": "BoLID",
-    "bolid_no_words": "BoLID without the words",
     "embedded": "BoLID, embedded",
     "embedded_2": "BoLID, embedded",
     "best_of_4": "BoLID, embedded",
     "guided25": "BoLID, its base guided",
 }
 ABLATED = {
-    "bolid_rec": "pairs of pictures alone: neither L_id nor L_CLIP",
+    "bolid_no_words": "identity from pairs of pictures, without words",
+    "bolid_rec": "neither L_id nor L_CLIP",
     "bolid_no_id": "without L_id",
     "bolid_no_clip": "without L_CLIP",
     "bolid_words_then_pairs": "identity goes on from pairs after the words",
