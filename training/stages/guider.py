@@ -1,9 +1,9 @@
 """Stage `guider`: the pose guider learns from where finished pictures show the keypoints.
 
-L_id compares points: it says little to who takes left for right, or one person for a stripe. So here the pose
-estimator's heatmaps are compared with the true ones (KL divergence, as in `stages.decoder`), close up, with gradient
-through all four steps. All but the guider is frozen, which keeps what people and places look like; L_anchor, which
-counts little on the person, holds v to what the student said before, and L_colour the clothes.
+Not points are compared, as by L_id, but the pose estimator's heatmaps with the true ones (KL divergence, as in
+`stages.decoder`), close up, with gradient through all four steps. All but the guider is frozen, which keeps what people
+and places look like; L_anchor, which counts little on the person, holds v to what the student said before, and L_colour
+the clothes.
 """
 
 from pathlib import Path
