@@ -16,6 +16,7 @@ from PIL import Image
 from bolid_sdk.blank import blank_patch_tokens
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.contracts import KEYPOINTS, Sizes
+from bolid_sdk.crops import part_crops
 from bolid_sdk.errors import IdentityFileError, InputError, Notice
 from bolid_sdk.faces import Face, face_inputs, nobodys_face
 from bolid_sdk.files import atomic_file
@@ -89,10 +90,7 @@ def identify(graphs: Graphs, bundle: Bundle, references: References) -> Identity
     images = [open_image(source) for source in sources]
     poses, notices = _poses(graphs, bundle, images, [_name(source, i) for i, source in enumerate(sources)])
     sizes = bundle.manifest.sizes
-    crops = [
-        crop_resize(image, _boxes(pose, image.width / image.height, sizes), sizes.image_size)
-        for image, pose in zip(images, poses, strict=True)
-    ]
+    crops = [_crops(image, pose, sizes) for image, pose in zip(images, poses, strict=True)]
     pixels = normalise(np.concatenate(crops), bundle.manifest.image_mean, bundle.manifest.image_std)
     patch_tokens = graphs["image_encoder"].run({"pixels": pixels})["patch_tokens"]
     return Identity(
@@ -152,11 +150,12 @@ def _poses(
     return [pose for pose, _ in found], tuple(notice for _, notices in found for notice in notices)
 
 
-def _boxes(pose: Pose | None, aspect: float, sizes: Sizes) -> NDArray[np.float64]:
-    """Crops [parts, 4] of one reference. Without a pose every part is the whole picture."""
+def _crops(image: Image.Image, pose: Pose | None, sizes: Sizes) -> NDArray[np.uint8]:
+    """uint8 [parts, S, S, 3] of one reference. Without a pose every part is the whole picture."""
     if sizes.parts == 1:
-        return centre_box(aspect)
-    return part_boxes(np.zeros((KEYPOINTS, 3), np.float32) if pose is None else pose.keypoints, aspect)
+        return crop_resize(image, centre_box(image.width / image.height), sizes.image_size)
+    keypoints = np.zeros((KEYPOINTS, 3), np.float32) if pose is None else pose.keypoints
+    return part_crops(image, keypoints, sizes.image_size)
 
 
 def _as_list(references: References) -> list[ImageSource]:

@@ -1,4 +1,4 @@
-"""Where a person's parts are: the crops that the identity encoder reads."""
+"""Where a person's parts are: the boxes about them."""
 
 from __future__ import annotations
 
@@ -44,13 +44,10 @@ def part_boxes(keypoints: ArrayLike, aspect: float = 1.0, *, min_confidence: flo
     hips, so lying, bent and turned people work. A part without a confident keypoint gets the body's box, and a person
     without any the whole picture.
     """
-    points = np.asarray(keypoints, np.float64)
-    seen = np.isfinite(points).all(axis=1) & (points[:, 2] >= min_confidence)
-    # Everything is measured in picture heights, so that a square is a square.
-    metric = points[:, :2] * (aspect, 1.0)
+    metric, seen = seen_points(keypoints, aspect, min_confidence)
     if not seen.any():
         return _to_image(np.tile(_square(np.array((aspect, 1.0)) / 2, max(aspect, 1.0)), (5, 1)), aspect)
-    scale = _body_scale(metric, seen)
+    scale = body_scale(metric, seen)
     head = _head_box(metric, seen, scale)
     body = _body_box(metric[seen], head, scale)
     torso = _part_box(metric, seen, (*SHOULDERS, *HIPS), 0.35 * scale)
@@ -73,7 +70,14 @@ def person_box(keypoints: ArrayLike, aspect: float = 1.0) -> FloatArray:
     return np.asarray((centre + (box - centre) * PERSON_MARGIN).reshape(4))
 
 
-def _body_scale(points: FloatArray, seen: NDArray[np.bool_]) -> float:
+def seen_points(keypoints: ArrayLike, aspect: float, min_confidence: float) -> tuple[FloatArray, NDArray[np.bool_]]:
+    """Points [12, 2] in picture heights, so that a square is a square, and which of them [12] count as seen."""
+    points = np.asarray(keypoints, np.float64)
+    seen = np.isfinite(points).all(axis=1) & (points[:, 2] >= min_confidence)
+    return points[:, :2] * (aspect, 1.0), seen
+
+
+def body_scale(points: FloatArray, seen: NDArray[np.bool_]) -> float:
     """The length of an unforeshortened torso, in picture heights."""
     lengths = [
         float(np.linalg.norm(points[start] - points[stop])) / ratio
@@ -84,7 +88,10 @@ def _body_scale(points: FloatArray, seen: NDArray[np.bool_]) -> float:
     return min(max([*lengths, 0.25 * extent, 0.02]), MAX_SIDE / 2)
 
 
-def _head_box(points: FloatArray, seen: NDArray[np.bool_], scale: float) -> FloatArray | None:
+def head_place(
+    points: FloatArray, seen: NDArray[np.bool_], scale: float
+) -> tuple[FloatArray, FloatArray, float] | None:
+    """The head's centre [2], its unit vector [2] upwards, and its side, all in picture heights."""
     shoulders = _mean(points, seen, SHOULDERS)
     if shoulders is None:
         return None
@@ -94,7 +101,12 @@ def _head_box(points: FloatArray, seen: NDArray[np.bool_], scale: float) -> Floa
     # A torso seen end on has no direction of its own: the head is then most likely above.
     axis = torso / length if length > 0.15 * scale else np.array((0.0, -1.0))
     distance = HEAD_DISTANCE * (min(length, scale) + scale) / 2
-    return _square(shoulders + axis * distance, HEAD_SIDE * scale)
+    return shoulders + axis * distance, axis, HEAD_SIDE * scale
+
+
+def _head_box(points: FloatArray, seen: NDArray[np.bool_], scale: float) -> FloatArray | None:
+    head = head_place(points, seen, scale)
+    return None if head is None else _square(head[0], head[2])
 
 
 def _body_box(points: FloatArray, head: FloatArray | None, scale: float) -> FloatArray:

@@ -16,9 +16,10 @@ from bolid_export.verification.scene import Scene, latents, picture
 from bolid_export.verification.torch_engine import Record, TorchEngine
 from bolid_sdk.caching import Caching
 from bolid_sdk.contracts import Sizes
+from bolid_sdk.crops import part_crops
 from bolid_sdk.face_map import draw_face_map
 from bolid_sdk.images import crop_resize, from_signed, normalise, to_signed
-from bolid_sdk.parts import centre_box, part_boxes
+from bolid_sdk.parts import centre_box
 from bolid_sdk.pose import draw_skeleton
 from bolid_sdk.schedule import SamplerTable
 
@@ -158,10 +159,10 @@ def _with_references(
     scales = {"identity_scale": 1.0, "image_scale": 0.5, "lora_scale": 1.0}
     if not side:
         return replace(scene, **scales)
-    aspect = image.width / image.height
-    crops = crop_resize(image, part_boxes(pose, aspect) if sizes.parts > 1 else centre_box(aspect), side)
-    whole = np.asarray(image_prompt.resize((side, side), Image.Resampling.BICUBIC))
-    pixels = normalise(np.stack([whole, *crops]), extractor.image_mean, extractor.image_std)
+    whole = centre_box(image.width / image.height)
+    crops = part_crops(image, pose, side) if sizes.parts > 1 else crop_resize(image, whole, side)
+    look = np.asarray(image_prompt.resize((side, side), Image.Resampling.BICUBIC))
+    pixels = normalise(np.stack([look, *crops]), extractor.image_mean, extractor.image_std)
     return replace(scene, crops=pixels[1:], image_prompt=pixels[0], **scales)
 
 

@@ -38,12 +38,13 @@ def assemble_checkpoint(
 ) -> int:
     """Writes `out` from `runs/{clip,vae,pose,unet,adapter}/model` and returns its size in bytes.
 
-    A `runs/decoder/model` goes in instead of `vae`. With a `runs/lightning/model`, or that of a later stage (`refine`,
-    `contrast`, `energy`, `guider`), its LoRA and its adapter go in, and the checkpoint samples as they were trained to.
-    With a `recipe`, the adapter is that of `runs/RECIPE/model`, the sizes are the recipe's, and the LoRA goes in only
-    if `few_steps` says so. `guided`: the adapter's tokens are read with the base's own keys and values, as its words
-    were taught, and the checkpoint samples with guidance; no LoRA. `pose_scale`: the pose guider's features become so
-    many times as large. Raises FileNotFoundError for what has not been trained.
+    A `runs/decoder/model` goes in instead of `vae`. With a `runs/lightning/model`, or that of a later stage
+    (`refine`, `contrast`, `energy`, `guider`, `clothes`), its LoRA and its adapter go in, and the checkpoint
+    samples as they were trained to. With a `recipe`, the adapter is that of `runs/RECIPE/model`, the sizes are the
+    recipe's, and the LoRA goes in only if `few_steps` says so. `guided`: the adapter's tokens are read with the
+    base's own keys and values, as its words were taught, and the checkpoint samples with guidance; no LoRA.
+    `pose_scale`: the pose guider's features become so many times as large. Raises FileNotFoundError for what has
+    not been trained.
     """
     config, model = config or AvatarConfig(), _models(runs)
     lightning = newest_student(runs)

@@ -55,6 +55,7 @@ def main() -> None:
       bolid-train stage contrast             ... its first guesses made stronger
       bolid-train stage energy               ... as different as the data's
       bolid-train stage guider               ... in poses nearer to the skeletons
+      bolid-train stage clothes              ... in the reference's clothes
       bolid-train assemble                   one diffusers folder of all that
       bolid-export --precision fp16          engines for the SDK
 

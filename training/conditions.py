@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from bolid_sdk.identity import part_boxes
-from bolid_sdk.images import crop_resize, normalise
+from bolid_sdk import crops
+from bolid_sdk.images import normalise
 from bolid_sdk.pose import draw_skeleton
 from bolid_training.avatars.parts import Part
 from bolid_training.precision import autocast, fastest_layout
@@ -35,7 +35,7 @@ def estimated_keypoints(keypoints: NDArray[np.float32], seed: int) -> NDArray[np
 
 def part_crops(image: NDArray[np.uint8], keypoints: NDArray[np.float32], size: int) -> NDArray[np.uint8]:
     """uint8 [5, size, size, 3] of a picture [H, W, 3] and its keypoints [12, 3] with confidence."""
-    return crop_resize(Image.fromarray(image), part_boxes(keypoints, image.shape[1] / image.shape[0]), size)
+    return crops.part_crops(Image.fromarray(image), keypoints, size)
 
 
 def skeleton(keypoints: NDArray[np.float32], side: int) -> NDArray[np.uint8]:

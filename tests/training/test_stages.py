@@ -86,7 +86,7 @@ def test_a_checkpoint_samples_as_its_lightning_was_trained_to(runs, data, tmp_pa
     checkpoint = load_checkpoint(tmp_path)
     assert (checkpoint.config.steps, checkpoint.config.guidance) == (lightning.STEPS, 1.0)
     task = build_task("lightning", data, runs, config=TINY)
-    task.load(runs / "guider" / "model")
+    task.load(runs / "clothes" / "model")
     fused, base = checkpoint.unet.conv_in.weight, task.module.frozen[0].conv_in
     expected = base.base_layer.weight + base.get_delta_weight("default")
     assert not torch.equal(expected, base.base_layer.weight)
@@ -118,7 +118,7 @@ def test_the_guided_model_reads_the_adapters_tokens_as_its_text(runs, tmp_path):
 def test_an_unpacked_checkpoint_is_what_the_stages_had_written(runs, data, tmp_path):
     assemble_checkpoint(runs, tmp_path / "checkpoint", TINY)
     unpack_checkpoint(tmp_path / "checkpoint", tmp_path / "runs")
-    others = {"clip_text", "vae", "reid", "words", "refine", "contrast", "energy", "guider"}
+    others = {"clip_text", "vae", "reid", "words", "refine", "contrast", "energy", "guider", "clothes"}
     becomes = {name: name for name in set(STAGES) - others} | {"decoder": "vae"}
     for name, unpacked in becomes.items():
         task, again = (build_task(name, data, runs, config=TINY) for _ in range(2))
@@ -217,6 +217,23 @@ def test_the_guider_alone_learns_where_keypoints_are_through_all_steps(runs, dat
     pictures = torch.rand(4, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.allclose(task.position_loss(pictures, batch), task.position_loss(pictures[:3], alone))
+
+
+def test_clothes_are_read_anew_and_the_other_tokens_and_nobody_stay(runs, data):
+    task = build_task("clothes", data, runs, config=TINY)
+    written = load_adapter(runs / "guider" / "model" / "adapter")
+    begun = task.module.adapter.pose_guider.state_dict()
+    assert all(torch.equal(begun[n.split()[1]], w) for n, w in written.items() if n.startswith("pose_guider"))
+    batch = task.batch(np.random.default_rng(0), 4)
+    again = task.batch(np.random.default_rng(1), 4)
+    assert not torch.equal(batch["states"], again["states"])
+    assert (len(batch["patch_tokens"]), len(batch["states"])) == (5, 4)
+    assert torch.equal(batch["patch_tokens"][-1], task.null.expand(5, -1, -1))
+    losses = task.losses(task.module, batch)
+    assert losses["kept"] == losses["nobody"] == 0 < losses["words"]
+    losses["loss"].backward()
+    moved = {name.split(".")[1] for name, p in task.module.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"identity_encoder"}
 
 
 def load_adapter(folder):

@@ -11,7 +11,7 @@ LIGHTNING = "lightning"
 STEPS = 4
 LORA_FILE = "pytorch_lora_weights.safetensors"
 PREFIX = "unet."
-STUDENTS = (LIGHTNING, "refine", "contrast", "energy", "guider")
+STUDENTS = (LIGHTNING, "refine", "contrast", "energy", "guider", "clothes")
 """The stages that train it, one after the other."""
 
 

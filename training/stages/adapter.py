@@ -136,9 +136,11 @@ class AdapterTask:
     """How often each sample with photographs is drawn; equally often without."""
     views = "patches"
     """The array that holds what a person is read from."""
+    pairs = True
+    """Whether it trains on pairs, which are computed beforehand, of everybody also in other colours."""
 
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
-        people = with_recoloured(people)
+        people = with_recoloured(people) if self.pairs else people
         self.config, self.people, self.validation, self.runs = config, people, validation, runs
         self.vae = AutoencoderTiny.from_pretrained(autoencoder_folder(runs)).eval().requires_grad_(False)
         clip = CLIPModel.from_pretrained(runs / "clip" / "model")
@@ -149,7 +151,7 @@ class AdapterTask:
         self.extractor = CLIPImageProcessor.from_pretrained(runs / "clip" / "model")
         self.scheduler = build_scheduler(config)
         self.null = null_patches(self.image_encoder, config.vision_size)
-        self.train_arrays = self._arrays(people, "train")
+        self.train_arrays = self._arrays(people, "train") if self.pairs else {}
         self.validation_arrays = self._arrays(validation, "validation")
         unet = UNet2DConditionModel.from_pretrained(runs / "unet" / "model")
         self.module = self.build(unet).to(memory_format=fastest_layout())
@@ -188,7 +190,7 @@ class AdapterTask:
 
         return {
             "latents": cached_latents(self.vae, people, name("latents")),
-            "patches": cached(name("patches"), crops, count, by=self.image_encoder),
+            "patches": cached(name("straight"), crops, count, by=self.image_encoder),
             "places": cached(name("places"), places, count, by=self.image_encoder),
             "skeletons": cached_skeletons(people, name("skeletons")),
             "body": cached_body_weights(people, name("body")),
@@ -288,7 +290,7 @@ class AdapterTask:
         return sample_latents(
             self.module.frozen[0],
             self.scheduler,
-            seeded_noise((len(skeletons), *self.train_arrays["latents"].shape[1:])),
+            seeded_noise((len(skeletons), *self.validation_arrays["latents"].shape[1:])),
             steps=steps,
             guidance=guidance,
             encoder_hidden_states=batch["encoder_hidden_states"],

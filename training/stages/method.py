@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel
 
-from bolid_training.conditions import part_crops
+from bolid_sdk.images import crop_resize
+from bolid_sdk.parts import centre_box
 from bolid_training.data import People, cached, pixels, resize
 from bolid_training.lightning import lightning_sample
 from bolid_training.losses import (
@@ -151,8 +153,8 @@ class MethodTask(AdapterTask):
 
     def _whole(self, images: np.ndarray) -> np.ndarray:
         """float16 [N, 1, P, D]: patch tokens of whole pictures, as the runtime sees one without keypoints."""
-        nowhere = np.zeros((12, 3), np.float32)
-        crops = [part_crops(image, nowhere, self.config.vision_size)[:1] for image in images]
+        size, centre = self.config.vision_size, centre_box(images.shape[2] / images.shape[1])
+        crops = [crop_resize(Image.fromarray(image), centre, size) for image in images]
         return self._encode(np.stack(crops))
 
     def extras(

@@ -31,7 +31,7 @@ class StudentTask(AdapterTask):
         """Without guidance: the unconditional half of `batch` is not looked at."""
         told = {name: value.chunk(2)[1] for name, value in batch.items()}
         told |= {"skeleton": skeletons, "keep_pose": torch.ones(len(skeletons), dtype=torch.bool)}
-        noise = seeded_noise((len(skeletons), *self.train_arrays["latents"].shape[1:]))
+        noise = seeded_noise((len(skeletons), *self.validation_arrays["latents"].shape[1:]))
         with autocast():
             return lightning_sample(self.module.student(told), self.scheduler, noise, steps=steps, gradient_steps=0)
 

@@ -15,6 +15,7 @@ from bolid_training.recipes.methods import Recipe
 from bolid_training.stages.adapter import AdapterTask
 from bolid_training.stages.clip import ClipTask
 from bolid_training.stages.clip_text import ClipTextTask
+from bolid_training.stages.clothes import ClothesTask
 from bolid_training.stages.contrast import ContrastTask
 from bolid_training.stages.decoder import DecoderTask
 from bolid_training.stages.energy import EnergyTask
@@ -41,6 +42,7 @@ LATER = {
     "contrast": ContrastTask,
     "energy": EnergyTask,
     "guider": GuiderTask,
+    "clothes": ClothesTask,
 }
 """These begin with what earlier stages have left in `runs`."""
 

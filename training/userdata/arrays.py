@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPVisionModelWithProjection
 
-from bolid_sdk.images import crop_resize, normalise
+from bolid_sdk.crops import part_crops
+from bolid_sdk.images import normalise
 from bolid_sdk.parts import part_boxes
 from bolid_training.avatars.parts import Part
 from bolid_training.conditions import body_weight, place_only
@@ -97,7 +98,7 @@ def _texts(base: Base, texts: list[str], store: "Store") -> Chunked:
 def _patches(base: Base, pictures: "Pictures", people: People, store: "Store") -> dict[str, Any]:
     encode = PatchEncoder(base)
     return {
-        "patches": store.rows("patches", lambda rows: encode(pictures.crops(rows))),
+        "patches": store.rows("straight", lambda rows: encode(pictures.crops(rows))),
         "places": store.rows("places", lambda rows: encode(pictures.places(people, rows))),
         "null": torch.from_numpy(store.rows("null", lambda rows: encode.null(), 1)[0].astype(np.float32)),
     }
@@ -193,7 +194,7 @@ class Pictures:
 
     def _crops(self, row: int) -> NDArray[np.uint8]:
         image, found = self.chosen.entries[row].open(), self.chosen.looks[row]
-        return crop_resize(image, part_boxes(found.keypoints, image.width / image.height), self.base.config.vision_size)
+        return part_crops(image, found.keypoints, self.base.config.vision_size)
 
     def places(self, people: People, rows: range) -> NDArray[np.uint8]:
         """uint8 [n, S, S, 3]: what surrounds the person."""
