@@ -22,11 +22,11 @@ from bolid_sdk.faces import Face, face_inputs, nobodys_face
 from bolid_sdk.files import atomic_file
 from bolid_sdk.graphs import Graphs
 from bolid_sdk.images import FloatArray, ImageSource, crop_resize, normalise, open_image
-from bolid_sdk.parts import centre_box, part_boxes
+from bolid_sdk.parts import centre_box
 from bolid_sdk.pose import Pose, detect_pose
 from bolid_sdk.sampling import check_finite
 
-__all__ = ["Identity", "identify", "part_boxes", "unconditional_tokens"]
+__all__ = ["Identity", "identify", "unconditional_tokens"]
 
 MAX_REFERENCES = 16
 MAX_FILE_BYTES = 64 * 1024 * 1024
