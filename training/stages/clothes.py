@@ -24,7 +24,7 @@ from bolid_training.data import People
 from bolid_training.model.config import AvatarConfig
 from bolid_training.stages.lightning import LightningUNet
 from bolid_training.stages.student import StudentTask
-from bolid_training.stages.words import phrase_of, squared_error, unexplained, word_states
+from bolid_training.stages.words import SpeakingUNet, phrase_of, squared_error, unexplained, word_states
 
 CLOTHES = ("upper", "lower")
 DYED = 0.75  # share of photographs in other colours
@@ -34,16 +34,8 @@ NOBODY = 0.25  # and nobody's beside them
 SAMPLES = 500  # photographs of which the spread of words is measured
 
 
-class DescribingUNet(LightningUNet):
-    """The student, of which only the identity encoder learns and is run: a batch in, identity tokens [B, N, C] out."""
-
-    def __init__(self, unet: UNet2DConditionModel, config: AvatarConfig):
-        super().__init__(unet, config)
-        self.requires_grad_(False)
-        self.adapter.identity_encoder.requires_grad_(True)
-
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.adapter.identity_encoder(batch["patch_tokens"], batch["parts"])
+class SpeakingStudent(SpeakingUNet, LightningUNet):
+    """The student, of which only the identity encoder learns and is run."""
 
 
 class ClothesTask(StudentTask):
@@ -58,8 +50,8 @@ class ClothesTask(StudentTask):
         self.held_out = np.flatnonzero(self.validation.photos)
         self.held_out_states = self._told([self._person(self.validation, index) for index in self.held_out])
 
-    def build(self, unet: UNet2DConditionModel) -> DescribingUNet:
-        return DescribingUNet(unet, self.config)
+    def build(self, unet: UNet2DConditionModel) -> SpeakingStudent:
+        return SpeakingStudent(unet, self.config)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         """Photographs as patch tokens, dyed and mirrored by chance, and what is said of who is in them; nobody last."""
