@@ -54,7 +54,7 @@ ABLATIONS := $(addprefix bolid_,no_words words_then_pairs rec no_id no_clip no_c
 PICTURES := 6000
 STEPS := 1500
 REID_STEPS := 800
-# 2,000 steps of `stage words` and 500 of the adapter took 29 and 10 minutes where IP-Adapter's 1,500 took 34, InstantID's 45
+# 2,000 steps of `stage words` and 500 of the adapter took 26 and 15 minutes where IP-Adapter's 1,500 took 34, InstantID's 45
 # and PuLID's 25, with 34 for the network of its identity loss
 WORDS_STEPS := 2000
 STEPS_AFTER_WORDS := 500
