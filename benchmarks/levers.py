@@ -37,10 +37,11 @@ from bolid_sdk.errors import BolidError
 from bolid_sdk.sampling import ResolvedSampling
 from bolid_training.data import People, load_people
 from bolid_training.evaluate import run
+from bolid_training.evaluate.drawn import generate
 from bolid_training.evaluate.exam import Exam, look, scores, set_exam
 from bolid_training.evaluate.gate import LIMITS, verdict
 from bolid_training.evaluate.intervals import summary
-from bolid_training.evaluate.pictures import generate, identify
+from bolid_training.evaluate.known import identify
 from bolid_training.evaluate.protocol import Trial, trials
 from bolid_training.judges.panel import Judges, load_judges
 

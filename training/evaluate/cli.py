@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+KEEP = "Keep people, pictures and what judges see in them in this folder, and do nothing again that it has."
+
 
 def _judged(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options of everything that generates pictures of test people and has them judged."""
@@ -19,6 +21,7 @@ def _judged(command: Callable[..., Any]) -> Callable[..., Any]:
             "--judges", type=click.Path(path_type=Path), default=Path("training/weights/judges"), show_default=True
         ),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+        click.option("--keep", type=click.Path(path_type=Path), help=KEEP),
     )
     for option in reversed(options):
         command = option(command)
@@ -42,6 +45,7 @@ def main(
     pictures: int,
     judges: Path,
     seed: int,
+    keep: Path | None,
     against: Path | None,
     backend: str | None,
     out: Path | None,
@@ -70,7 +74,7 @@ def main(
 
     try:
         people = load_people(data, split)
-        panel = load_judges(judges)
+        panel = load_judges(judges, keep)
         generator = Generator(bundle, backend=backend)
         baseline = Generator(against, backend=backend) if against else None
     except (FileNotFoundError, BolidError) as error:
@@ -79,9 +83,9 @@ def main(
     setup = run.setup(generator, panel, seed) | {"split": split}
     if baseline:
         setup["baseline"] = baseline.bundle.digest
-        measured = gate.compare_bundles(generator, baseline, panel, people, chosen, seed)
+        measured = gate.compare_bundles(generator, baseline, panel, people, chosen, seed, keep)
     else:
-        measured = run.evaluate(generator, panel, people, chosen, seed)
+        measured = run.evaluate(generator, panel, people, chosen, seed, keep)
     _write({"setup": setup} | measured, out)
     if sheet:
         sheet.parent.mkdir(parents=True, exist_ok=True)
@@ -98,9 +102,6 @@ def main(
 @click.option("--backend", help="onnxruntime, openvino …  [default: as Generator chooses]")
 @click.option("--shown", type=click.IntRange(1), default=8, show_default=True, help="People in the figure.")
 @click.option("--columns", help="Models in the figure, as in bolid,ip_adapter.  [default: all]")
-@click.option(
-    "--keep", type=click.Path(path_type=Path), help="Keep each row's pictures in this folder, and draw none again."
-)
 def compare_bundles(
     rows: tuple[str, ...],
     data: Path,
@@ -109,12 +110,12 @@ def compare_bundles(
     pictures: int,
     judges: Path,
     seed: int,
+    keep: Path | None,
     out: Path | None,
     figure: Path | None,
     backend: str | None,
     shown: int,
     columns: str | None,
-    keep: Path | None,
 ) -> None:
     """Compares bundles on the same people, prompts and noise. ROWS: NAME=BUNDLE, the first is what the others are
     compared with, picture by picture.
@@ -134,8 +135,8 @@ def compare_bundles(
         contestants = [parse_contestant(row) for row in rows]
         named = figure_columns(contestants, columns) if columns else ()
         people = load_people(data, split)
-        chosen = trials(people, count, seed, pictures)
-        result, image = compare(contestants, load_judges(judges), people, chosen, seed, shown, named, backend, keep)
+        panel, chosen = load_judges(judges, keep), trials(people, count, seed, pictures)
+        result, image = compare(contestants, panel, people, chosen, seed, shown, named, backend, keep)
     except (FileNotFoundError, BolidError) as error:
         raise click.UsageError(str(error)) from error
     result["setup"]["split"] = split

@@ -17,15 +17,15 @@ from PIL import Image
 from bolid_sdk import Generator, Sampling
 from bolid_sdk.errors import InputError
 from bolid_training.data import People
-from bolid_training.evaluate.drawn import Accepted, draw
+from bolid_training.evaluate.drawn import draw
 from bolid_training.evaluate.exam import Exam, Seen, look, look_at_references, scores, set_exam
 from bolid_training.evaluate.figure import chosen_rows, figure
 from bolid_training.evaluate.intervals import Summary, distance_difference, summary
-from bolid_training.evaluate.pictures import identify, reconstruct
+from bolid_training.evaluate.known import Accepted, identify
+from bolid_training.evaluate.pictures import reconstruct
 from bolid_training.evaluate.protocol import Trial
 from bolid_training.evaluate.run import distance, poses, setup, summaries
 from bolid_training.judges.panel import Judges
-from bolid_training.judges.perceptual import perceptual_distance
 
 NUMBERS = {"best_of": int, "pose_scale": float}  # options of a picture, by what reads them
 TIMED = 7  # pictures one by one, after one that is not counted
@@ -99,28 +99,28 @@ def compare(
     shown: int = 8,
     columns: Sequence[str] = (),
     backend: str | None = None,
-    drawn_before: Path | None = None,
+    keep: Path | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
     """`rows`, `ceilings`, `floors`, `by_pose` of the ceilings and `setup` of one comparison, and the figure of `shown`
     people and the models named in `columns`, or all.
 
-    `drawn_before`: a folder for each row's pictures, which are taken from there where it has them.
+    `keep`: a folder for each row's people and pictures, which are taken from there where it has them.
 
     Raises BundleError and InputError.
     """
     generators = [Generator(contestant.bundle, backend=backend) for contestant in contestants]
     accepted = common(
         [
-            identify(generator, people, trials, contestant.references)
+            identify(generator, people, trials, contestant.references, keep)
             for generator, contestant in zip(generators, contestants, strict=True)
         ]
     )
     exam = set_exam(judges, people, accepted[0])
-    beside, reference = references(exam, judges, generators[0])
+    beside, reference = references(exam, judges, generators[0], keep)
     places, rows, drawn = chosen_rows(exam, shown), [], {}
     first: Judged | None = None
     for contestant, generator, known in zip(contestants, generators, accepted, strict=True):
-        pictures = draw(drawn_before, generator, known, seed, **contestant.options)
+        pictures = draw(keep, generator, known, seed, **contestant.options)
         seen = look(judges, exam, pictures)
         values = scores(exam, seen, reference, exam.prompts) | likeness(judges, exam, pictures)
         first = first or (values, seen)
@@ -148,7 +148,7 @@ def common(accepted: list[Accepted]) -> list[Accepted]:
     return [[(trial, identity) for trial, identity in known if trial in kept] for known in accepted]
 
 
-def references(exam: Exam, judges: Judges, generator: Generator) -> tuple[dict[str, Any], Seen]:
+def references(exam: Exam, judges: Judges, generator: Generator, keep: Path | None) -> tuple[dict[str, Any], Seen]:
     """`ceilings`, `autoencoded` and `floors`, the first two also `by_pose`, and what is seen in the references."""
     seen = look_at_references(judges, exam, exam.references)
     shown = scores(exam, seen, seen, exam.true_prompts) | likeness(judges, exam, exam.references)
@@ -159,7 +159,7 @@ def references(exam: Exam, judges: Judges, generator: Generator) -> tuple[dict[s
         "floors": summaries(exam, others),
         "by_pose": {"ceilings": poses(exam, shown)},
     }
-    rebuilt = reconstruct(generator, exam.references)
+    rebuilt = reconstruct(generator, exam.references, keep)
     if rebuilt is not None:
         coded = look_at_references(judges, exam, rebuilt)
         values = scores(exam, coded, seen, exam.true_prompts) | likeness(judges, exam, rebuilt)
@@ -170,8 +170,7 @@ def references(exam: Exam, judges: Judges, generator: Generator) -> tuple[dict[s
 
 def likeness(judges: Judges, exam: Exam, images: NDArray[np.uint8]) -> dict[str, NDArray[np.float64]]:
     """How near pictures [N, H, W, 3] look to the references, which hold the pose that is asked for."""
-    found = perceptual_distance(judges.identity, images, exam.references, exam.truth)
-    return {"perceptual_judge_identity": found}
+    return {"perceptual_judge_identity": judges.distances(images, exam.references, exam.truth)}
 
 
 def _row(

@@ -1,37 +1,21 @@
-"""Pictures that a bundle has drawn before: a comparison of hours goes on where it was stopped."""
+"""Pictures that a bundle draws of the people it knows, one for each trial."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from bolid_sdk import Generator, Identity
-from bolid_training.evaluate.pictures import generate
-from bolid_training.evaluate.protocol import Trial
+from bolid_sdk import Generator
+from bolid_training.evaluate.kept import kept
+from bolid_training.evaluate.known import Accepted
 
-Accepted = list[tuple[Trial, Identity]]
+BATCH = 8
 
 
 def draw(folder: Path | None, generator: Generator, accepted: Accepted, seed: int, **options: Any) -> NDArray[np.uint8]:
-    """`pictures.generate`, or what it gave for the same request before, from `folder` where one is given."""
-    if folder is None:
-        return generate(generator, accepted, seed, **options)
-    file = folder / f"{_request(generator, accepted, seed, options)}.npy"
-    if file.exists():
-        return np.load(file)
-    pictures = generate(generator, accepted, seed, **options)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name("partial.npy")
-    np.save(partial, pictures)
-    partial.rename(file)
-    return pictures
-
-
-def _request(generator: Generator, accepted: Accepted, seed: int, options: dict[str, Any]) -> str:
-    """A digest of the bundle, the library that runs it, the people, their prompts and the options."""
+    """`generate`, or what it gave for the same people, prompts and options before, from `folder` where one is given."""
     asked = {
         "bundle": generator.bundle.digest,
         "backend": generator.backend,
@@ -39,8 +23,15 @@ def _request(generator: Generator, accepted: Accepted, seed: int, options: dict[
         "seed": seed,
         "options": {name: repr(value) for name, value in sorted(options.items())},
     }
-    digest = hashlib.sha256(json.dumps(asked).encode())
-    for _, identity in accepted:
-        digest.update(identity.tokens.tobytes())
-        digest.update(b"" if identity.keypoints is None else identity.keypoints.tobytes())
-    return digest.hexdigest()[:32]
+    people = (array for _, known in accepted for array in (known.tokens, known.keypoints) if array is not None)
+    return kept(folder, asked, people, lambda: generate(generator, accepted, seed, **options))
+
+
+def generate(generator: Generator, accepted: Accepted, seed: int, **options: Any) -> NDArray[np.uint8]:
+    """One picture [B, H, W, 3] for each trial; `options` as of `Generator.batch`."""
+    requests = [(identity, trial.prompt) for trial, identity in accepted]
+    pictures = []
+    for start in tqdm(range(0, len(requests), BATCH), desc="pictures", unit=f"x{BATCH}", dynamic_ncols=True):
+        results = generator.batch(requests[start : start + BATCH], seed=seed + start, **options)
+        pictures += [np.asarray(result.image) for result in results]
+    return np.stack(pictures)

@@ -80,7 +80,7 @@ def set_exam(judges: Judges, people: People, accepted: list[tuple[Trial, Identit
         gallery=judges.people(people.images[[trial.other for trial in trials]]),
         prompts=judges.clip.embed_texts([trial.prompt for trial in trials]),
         true_prompts=judges.clip.embed_texts([true_prompt(people, index) for index in indices]),
-        real=judges.clip.embed_images(people.images[others]),
+        real=judges.looks(people.images[others]),
     )
 
 
@@ -90,7 +90,7 @@ def look(judges: Judges, exam: Exam, images: NDArray[np.uint8]) -> Seen:
     return Seen(
         keypoints=keypoints,
         identity=judges.people(images, keypoints),
-        clip=judges.clip.embed_images(images),
+        clip=judges.looks(images),
         colours=np.stack([clothes_colours(i, p) for i, p in zip(images, exam.parts, strict=True)]),
     )
 

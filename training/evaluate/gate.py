@@ -5,6 +5,7 @@ asks that the drop is within its limit with 97.5 % certainty: too few pictures d
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from bolid_sdk import Generator, Identity
 from bolid_training.data import People
+from bolid_training.evaluate.drawn import draw
 from bolid_training.evaluate.exam import look, scores, set_exam
 from bolid_training.evaluate.intervals import rounded, summary
-from bolid_training.evaluate.pictures import generate, identify
+from bolid_training.evaluate.known import identify
 from bolid_training.evaluate.protocol import Trial
 from bolid_training.judges.panel import Judges
 
@@ -36,16 +38,25 @@ LIMITS = {
 
 
 def compare_bundles(
-    candidate: Generator, baseline: Generator, judges: Judges, people: People, trials: list[Trial], seed: int = 0
+    candidate: Generator,
+    baseline: Generator,
+    judges: Judges,
+    people: People,
+    trials: list[Trial],
+    seed: int = 0,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
-    """Every metric's mean for both, mean and interval of the paired differences, and the gates' verdict (`passed`)."""
-    pairs = _accepted_by_both(candidate, baseline, people, trials)
+    """Every metric's mean for both, mean and interval of the paired differences, and the gates' verdict (`passed`).
+
+    `keep`: a folder for people and pictures, as of `compare`.
+    """
+    pairs = _accepted_by_both(candidate, baseline, people, trials, keep)
     by_candidate = [(trial, identity) for trial, identity, _ in pairs]
     by_baseline = [(trial, identity) for trial, _, identity in pairs]
     exam = set_exam(judges, people, by_baseline)
     reference = look(judges, exam, exam.references)
     found, expected = (
-        scores(exam, look(judges, exam, generate(generator, accepted, seed)), reference, exam.prompts)
+        scores(exam, look(judges, exam, draw(keep, generator, accepted, seed)), reference, exam.prompts)
         for generator, accepted in ((candidate, by_candidate), (baseline, by_baseline))
     )
     return {
@@ -87,10 +98,10 @@ def _gate(limit: Limit, metric: dict[str, Any]) -> dict[str, Any]:
 
 
 def _accepted_by_both(
-    candidate: Generator, baseline: Generator, people: People, trials: list[Trial]
+    candidate: Generator, baseline: Generator, people: People, trials: list[Trial], keep: Path | None
 ) -> list[tuple[Trial, Identity, Identity]]:
     """Each reference that both bundles find a person in, as each of them sees it."""
-    by_baseline = identify(baseline, people, trials)
-    kept = dict(by_baseline)
-    by_candidate = identify(candidate, people, list(kept))
-    return [(trial, identity, kept[trial]) for trial, identity in by_candidate]
+    by_baseline = identify(baseline, people, trials, folder=keep)
+    expected = dict(by_baseline)
+    by_candidate = identify(candidate, people, list(expected), folder=keep)
+    return [(trial, identity, expected[trial]) for trial, identity in by_candidate]

@@ -4,6 +4,7 @@ import platform
 from dataclasses import asdict
 from datetime import date
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from numpy.typing import NDArray
 
 from bolid_sdk import Generator
 from bolid_training.data import People
+from bolid_training.evaluate.drawn import draw
 from bolid_training.evaluate.exam import GALLERY, Exam, Seen, look, look_at_references, scores, set_exam
 from bolid_training.evaluate.intervals import Summary, distance_summary, summary
-from bolid_training.evaluate.pictures import generate, identify, reconstruct
+from bolid_training.evaluate.known import identify
+from bolid_training.evaluate.pictures import reconstruct
 from bolid_training.evaluate.protocol import Trial
 from bolid_training.evaluate.provenance import commit, cpu_name
 from bolid_training.judges.panel import Judges
@@ -22,9 +25,14 @@ BY_POSE = ("pose_pck10", "id_similarity")
 
 
 def evaluate(
-    generator: Generator, judges: Judges, people: People, trials: list[Trial], seed: int = 0
+    generator: Generator,
+    judges: Judges,
+    people: People,
+    trials: list[Trial],
+    seed: int = 0,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
-    """Metrics of one picture for each trial.
+    """Metrics of one picture for each trial. `keep`: a folder for people and pictures, as of `compare`.
 
     Beside them stand `ceilings` (the reference in the picture's place), `autoencoded` (the reference through the
     bundle's autoencoder, if the bundle can encode), and `floors` (somebody else's reference).
@@ -32,11 +40,11 @@ def evaluate(
     Pose is measured twice: against the reference's exact keypoints, and against the skeleton that was estimated there
     and drawn for the guider. The first has the errors of two estimates in it, the second tells how it was followed.
     """
-    accepted = identify(generator, people, trials)
+    accepted = identify(generator, people, trials, folder=keep)
     exam = set_exam(judges, people, accepted)
-    generated = look(judges, exam, generate(generator, accepted, seed))
+    generated = look(judges, exam, draw(keep, generator, accepted, seed))
     reference = look_at_references(judges, exam, exam.references)
-    rebuilt = reconstruct(generator, exam.references)
+    rebuilt = reconstruct(generator, exam.references, keep)
     alone = sum(trial.other == trial.index for trial in exam.trials)
     return {
         "pictures": len(exam.trials),

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from transformers import (
     UperNetForSemanticSegmentation,
 )
 
+from bolid_training.evaluate.kept import kept
 from bolid_training.judges.clip import ClipJudge
 from bolid_training.judges.identity import embed
+from bolid_training.judges.perceptual import perceptual_distance
 from bolid_training.judges.pose import PoseJudge, find_keypoints
 from bolid_training.model.checkpoint import cast_weights
 
@@ -34,19 +37,39 @@ class Judges:
     clip: ClipJudge
     digest: str = ""
     """SHA-256 of the three networks' weights."""
+    folder: Path | None = None
+    """For what they have seen: they look at no picture twice that is in it."""
 
     def keypoints(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Keypoints [B, 12, 3] (x, y in [0, 1], confidence) of square pictures [B, H, W, 3]."""
-        return find_keypoints(self.pose, images)
+        return self._kept("keypoints", [images], lambda: find_keypoints(self.pose, images))
 
     def people(self, images: NDArray[np.uint8], keypoints: NDArray | None = None) -> NDArray[np.float32]:
         """Unit embeddings [B, D] of the people in pictures [B, H, W, 3], at `keypoints` or where the pose judge finds
         them."""
-        return embed(self.identity, images, self.keypoints(images) if keypoints is None else keypoints)
+        points = self.keypoints(images) if keypoints is None else keypoints
+        return self._kept("people", [images, points], lambda: embed(self.identity, images, points))
+
+    def looks(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """CLIP's unit embeddings [B, E] of pictures [B, H, W, 3]."""
+        return self._kept("looks", [images], lambda: self.clip.embed_images(images))
+
+    def distances(
+        self, first: NDArray[np.uint8], second: NDArray[np.uint8], keypoints: NDArray[np.float32]
+    ) -> NDArray[np.float64]:
+        """[B]: the `perceptual_distance` of pictures [B, H, W, 3] of people who are both at `keypoints`."""
+        seen = [first, second, keypoints]
+        return self._kept("distances", seen, lambda: perceptual_distance(self.identity, *seen))
+
+    def _kept(self, what: str, seen: list[NDArray], look: Callable[[], NDArray]) -> NDArray:
+        return kept(self.folder, {"judges": self.digest, "asked for": what}, seen, look)
 
 
-def load_judges(folder: Path = FOLDER) -> Judges:
-    """Reads what `keep_judges` wrote. Raises FileNotFoundError that names the judges which are missing."""
+def load_judges(folder: Path = FOLDER, keep: Path | None = None) -> Judges:
+    """Reads what `keep_judges` wrote; what they see stays in the folder `keep`, where one is given.
+
+    Raises FileNotFoundError that names the judges which are missing.
+    """
     missing = [name for name in NAMES if not (folder / name / "config.json").is_file()]
     if missing:
         raise FileNotFoundError(
@@ -66,6 +89,7 @@ def load_judges(folder: Path = FOLDER) -> Judges:
             feature_extractor=CLIPImageProcessor.from_pretrained(folder / "clip"),
         ),
         digest=_digest(folder),
+        folder=keep,
     )
 
 

@@ -69,7 +69,7 @@ def test_rows_of_a_comparison_are_paired_and_stand_between_the_same_ceilings_and
 
 def test_a_comparison_is_written_as_json_with_its_figure(photographs, two_generators, judges, tmp_path, monkeypatch):
     monkeypatch.setattr("bolid_training.data.load_people", lambda data, split: photographs(size=64))
-    monkeypatch.setattr("bolid_training.judges.panel.load_judges", lambda folder: judges)
+    monkeypatch.setattr("bolid_training.judges.panel.load_judges", lambda folder, keep: judges)
     out, figure = tmp_path / "results" / "comparison.json", tmp_path / "images" / "comparison.png"
     arguments = ["compare", "a=embedded", "b=dyer@pose=none", "--people", "4", "-o", str(out), "--figure", str(figure)]
     result = CliRunner().invoke(main, arguments)
@@ -80,7 +80,7 @@ def test_a_comparison_is_written_as_json_with_its_figure(photographs, two_genera
 
 def test_a_figure_shows_the_models_that_are_named(photographs, two_generators, judges, tmp_path, monkeypatch):
     monkeypatch.setattr("bolid_training.data.load_people", lambda data, split: photographs(size=64))
-    monkeypatch.setattr("bolid_training.judges.panel.load_judges", lambda folder: judges)
+    monkeypatch.setattr("bolid_training.judges.panel.load_judges", lambda folder, keep: judges)
     figure = tmp_path / "comparison.png"
     arguments = ["compare", "a=embedded", "b=dyer@pose=none", "--people", "4", "--figure", str(figure), "--columns"]
     result = CliRunner().invoke(main, [*arguments, "b"])

@@ -70,7 +70,7 @@ def test_a_reference_is_looked_at_once_however_many_trials_it_has(exam, photogra
     looked = []
 
     class Counting:
-        keypoints, clip = judges.keypoints, judges.clip
+        keypoints, looks = judges.keypoints, judges.looks
 
         def people(self, images, keypoints):
             looked.append(len(images))
@@ -96,7 +96,7 @@ def test_evaluation_of_a_copyist_gives_the_reference_its_own_scores(copyist, pho
 
 
 def test_evaluation_without_an_encoder_leaves_reconstructions_out(copyist, photographs, judges, monkeypatch):
-    monkeypatch.setattr("bolid_training.evaluate.run.reconstruct", lambda generator, images: None)
+    monkeypatch.setattr("bolid_training.evaluate.run.reconstruct", lambda generator, images, keep: None)
     people = photographs(size=64)
     assert "autoencoded" not in evaluate(copyist(), judges, people, trials(people, 8))
 

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from bolid_training.evaluate.pictures import identify
+from bolid_training.evaluate.known import identify
 from bolid_training.evaluate.protocol import further_photographs, trials, true_prompt
 
 
