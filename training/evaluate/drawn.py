@@ -14,8 +14,8 @@ from bolid_training.evaluate.known import Accepted
 BATCH = 8
 
 
-def draw(folder: Path | None, generator: Generator, accepted: Accepted, seed: int, **options: Any) -> NDArray[np.uint8]:
-    """`generate`, or what it gave for the same people, prompts and options before, from `folder` where one is given."""
+def draw(keep: Path | None, generator: Generator, accepted: Accepted, seed: int, **options: Any) -> NDArray[np.uint8]:
+    """`generate`, or what it gave for the same people, prompts and options before, from `keep` where one is given."""
     asked = {
         "bundle": generator.bundle.digest,
         "backend": generator.backend,
@@ -24,7 +24,7 @@ def draw(folder: Path | None, generator: Generator, accepted: Accepted, seed: in
         "options": {name: repr(value) for name, value in sorted(options.items())},
     }
     people = (array for _, known in accepted for array in (known.tokens, known.keypoints) if array is not None)
-    return kept(folder, asked, people, lambda: generate(generator, accepted, seed, **options))
+    return kept(keep, asked, people, lambda: generate(generator, accepted, seed, **options))
 
 
 def generate(generator: Generator, accepted: Accepted, seed: int, **options: Any) -> NDArray[np.uint8]:

@@ -101,7 +101,7 @@ def _accepted_by_both(
     candidate: Generator, baseline: Generator, people: People, trials: list[Trial], keep: Path | None
 ) -> list[tuple[Trial, Identity, Identity]]:
     """Each reference that both bundles find a person in, as each of them sees it."""
-    by_baseline = identify(baseline, people, trials, folder=keep)
+    by_baseline = identify(baseline, people, trials, keep=keep)
     expected = dict(by_baseline)
-    by_candidate = identify(candidate, people, list(expected), folder=keep)
+    by_candidate = identify(candidate, people, list(expected), keep=keep)
     return [(trial, identity, expected[trial]) for trial, identity in by_candidate]

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bolid_sdk.files import atomic_file
 
 
 def kept(
@@ -17,6 +18,7 @@ def kept(
     """`make()`, or what it gave when the same was `asked` of the same `arrays`, from `folder` where one is given.
 
     Both together are all that the answer may depend on, but for the code: after a change of that, empty the folder.
+    Raises OutputError.
     """
     if folder is None:
         return make()
@@ -25,10 +27,8 @@ def kept(
         return np.load(file)
     found = make()
     folder.mkdir(parents=True, exist_ok=True)
-    # two comparisons side by side may make the same, each in its own file
-    partial = file.with_suffix(f".{os.getpid()}.partial.npy")
-    np.save(partial, found)
-    partial.rename(file)
+    with atomic_file(file) as whole:
+        np.save(whole, found)
     return found
 
 

@@ -19,17 +19,15 @@ from bolid_training.evaluate.known import identify
 from bolid_training.evaluate.protocol import Trial
 
 
-def reconstruct(
-    generator: Generator, images: NDArray[np.uint8], folder: Path | None = None
-) -> NDArray[np.uint8] | None:
-    """Pictures [B, H, W, 3] through the bundle's autoencoder, or what it made of them before, from `folder`; None for a
+def reconstruct(generator: Generator, images: NDArray[np.uint8], keep: Path | None = None) -> NDArray[np.uint8] | None:
+    """Pictures [B, H, W, 3] through the bundle's autoencoder, or what it made of them before, from `keep`; None for a
     bundle without an encoder."""
     backend = open_backend(None, "auto", None)
     graphs = Graphs(generator.bundle, backend)
     if "vae_encoder" not in graphs:
         return None
     asked = {"autoencoded by": [generator.bundle.digest, backend.description]}
-    return kept(folder, asked, [images], lambda: _reconstruct(graphs, images))
+    return kept(keep, asked, [images], lambda: _reconstruct(graphs, images))
 
 
 def _reconstruct(graphs: Graphs, images: NDArray[np.uint8]) -> NDArray[np.uint8]:

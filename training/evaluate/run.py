@@ -40,7 +40,7 @@ def evaluate(
     Pose is measured twice: against the reference's exact keypoints, and against the skeleton that was estimated there
     and drawn for the guider. The first has the errors of two estimates in it, the second tells how it was followed.
     """
-    accepted = identify(generator, people, trials, folder=keep)
+    accepted = identify(generator, people, trials, keep=keep)
     exam = set_exam(judges, people, accepted)
     generated = look(judges, exam, draw(keep, generator, accepted, seed))
     reference = look_at_references(judges, exam, exam.references)

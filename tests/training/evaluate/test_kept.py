@@ -63,10 +63,10 @@ def test_who_was_recognised_before_is_not_identified_again(photographs, keypoint
             return Identity(tokens=tokens, keypoints=keypoints(1)[0], aspect=1.0, digest="a" * 64)
 
     chosen = trials(people, 8)
-    first = identify(Viewer(), people, chosen, references=2, folder=tmp_path)
+    first = identify(Viewer(), people, chosen, references=2, keep=tmp_path)
     count = len(shown)
     assert len(first) == len(chosen) - 1
-    again = identify(Viewer(), people, chosen, references=2, folder=tmp_path)
+    again = identify(Viewer(), people, chosen, references=2, keep=tmp_path)
     # who was refused is asked for once more, alone and beside the further photograph that there may be
     assert len(shown) - count in (1, 2)
     assert len(again) == len(chosen)
