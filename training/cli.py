@@ -79,6 +79,9 @@ main.add_command(fit_command, "fit")
 @main.command()
 @click.argument("name", type=click.Choice(list(RECIPES)))
 @click.option("--data", type=click.Path(path_type=Path), default=DATA, show_default=True, help="Made by `data`.")
+@click.option(
+    "--more-data", type=click.Path(path_type=Path), multiple=True, help="Another data set to train on, beside that one."
+)
 @click.option("--runs", type=click.Path(path_type=Path), default=RUNS, show_default=True, help="All stages' output.")
 @click.option("--steps", type=click.IntRange(1), help="Instead of the recipe's.")
 @click.option("--batch-size", type=click.IntRange(2), help="Instead of the recipe's.")
@@ -97,6 +100,7 @@ main.add_command(fit_command, "fit")
 def stage(
     name: str,
     data: Path,
+    more_data: tuple[Path, ...],
     runs: Path,
     steps: int | None,
     batch_size: int | None,
@@ -127,7 +131,7 @@ def stage(
     options = LoopOptions(out=runs / run, seed=seed, compile=compile, **vars(numbers))
     keep_freed_memory()
     try:
-        task = build_task(name, data, runs, limit, recipe=method)
+        task = build_task(name, data, runs, limit, recipe=method, more_data=more_data)
         if warm:
             task.load(options.out / "model")
         train(task, options)

@@ -6,7 +6,8 @@ that holds the data set's split and size, and a digest of the network that compu
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -69,6 +70,17 @@ class People(Samples):
 def load_people(folder: Path, split: str, limit: int | None = None) -> People:
     """The finished part of a split. Raises FileNotFoundError when there is none."""
     return People(**vars(load_split(folder, split, limit)))
+
+
+def load_together(folders: Sequence[Path], split: str, limit: int | None = None) -> People:
+    """The first `limit` samples of several data sets, whose people are all different. Raises FileNotFoundError."""
+    loaded, first = [], 0
+    for folder in folders:
+        people = load_people(folder, split, limit)
+        people = replace(people, identity=np.where(people.identity < 0, people.identity, people.identity + first))
+        loaded.append(people)
+        first = int(people.identity.max()) + 1
+    return loaded[0] if len(loaded) == 1 else People(**vars(concatenate(loaded, limit)))
 
 
 def with_recoloured(people: People, variants: int = RECOLOURED) -> People:

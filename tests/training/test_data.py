@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from bolid_training.data import cached, digest
+import bolid_training.data
+from bolid_training.data import People, cached, digest, load_together
 
 
 def test_two_runs_that_compute_one_array_do_not_disturb_each_other(tmp_path):
@@ -50,3 +51,20 @@ def test_a_digest_is_of_weights_and_their_names_whatever_their_type_and_layout()
     network[1].num_batches_tracked += 1
     assert digest(network) != before
     assert digest(nn.Linear(1, 1).bfloat16()) != digest(nn.Linear(1, 1).bfloat16())
+
+
+def test_people_of_several_data_sets_are_all_different(tmp_path, monkeypatch):
+    """The second has a picture of nobody, too."""
+    sets = {"one": [3, 3, 0], "two": [0, 3, -1]}
+
+    def load(folder, split, limit):
+        identity = np.array(sets[folder.name][:limit], np.int32)
+        pixels = np.zeros((len(identity), 1, 1, 3), np.uint8)
+        keypoints, metadata = np.zeros((len(identity), 12, 3), np.float32), [{} for _ in identity]
+        return People(images=pixels, parts=pixels[..., 0], keypoints=keypoints, identity=identity, metadata=metadata)
+
+    monkeypatch.setattr(bolid_training.data, "load_people", load)
+    folders = [tmp_path / name for name in sets]
+    assert load_together(folders, "train").identity.tolist() == [3, 3, 0, 4, 7, -1]
+    assert load_together(folders, "train", 4).identity.tolist() == [3, 3, 0, 4]
+    assert load_together(folders[:1], "train", 2).identity.tolist() == [3, 3]

@@ -1,12 +1,13 @@
 """Every stage's task for the training loop, by the stage's name."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import diffusers
 import torch
 import transformers
 
-from bolid_training.data import load_people
+from bolid_training.data import load_people, load_together
 from bolid_training.judges.tasks import TASKS as JUDGES
 from bolid_training.judges.tasks import build_judge_task
 from bolid_training.loop import Task
@@ -56,14 +57,19 @@ def build_task(
     limit: int | None = None,
     config: AvatarConfig | None = None,
     recipe: Recipe | None = None,
+    more_data: Sequence[Path] = (),
 ) -> Task:
-    """The stage's task on the first `limit` pictures of the data set's train split; the adapter's by a `recipe`, if
-    there is one. Raises FileNotFoundError for missing data or earlier stages."""
+    """The stage's task on the first `limit` pictures of the train splits of `data` and `more_data`, and on the
+    validation split of `data`; the adapter's by a `recipe`, if there is one.
+
+    Raises FileNotFoundError for missing data or earlier stages.
+    """
     diffusers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.manual_seed(0)
     config = config or AvatarConfig()
-    people, validation = load_people(data, "train", limit), load_people(data, "validation", HELD_OUT)
+    people = load_together([data, *more_data], "train", limit)
+    validation = load_people(data, "validation", HELD_OUT)
     if name in JUDGES:
         return build_judge_task(name, people, validation)
     if name in FIRST:
