@@ -12,7 +12,7 @@ from bolid_export.sources.pulid import id_encoder_keys, id_former_keys
 
 Role = Literal["identity", "image_prompt", "pose_guider", "identity_net"]
 
-PART_EMBEDDING = "body.part_embedding"
+PART_EMBEDDING, ZERO_TOKENS = "body.part_embedding", "body.zero_tokens"
 DEPTH = 4  # of every published Resampler, and the only one that diffusers reads
 FACE_WIDTH = 512
 """Of ArcFace's embeddings, and of no published CLIP's tokens."""
@@ -47,6 +47,11 @@ class AdapterKind:
         if self.loras:
             own |= {key for index in range(2 * layers) for key in lora_keys(index)}
         return attention | own | {self.projection + name for name in self.image_proj()}
+
+    @property
+    def optional(self) -> set[str]:
+        """Keys that a file may also have."""
+        return {ZERO_TOKENS} if self is BOLID else set()
 
     def layer_key(self, layer: int, kv: str) -> str:
         """Name of the keys' or values' weight of a cross-attention layer: files count self-attention too."""

@@ -18,6 +18,7 @@ from bolid_export.sources.adapter_kinds import (
     INSTANT_ID,
     PART_EMBEDDING,
     PULID,
+    ZERO_TOKENS,
     AdapterKind,
     Role,
     context_width,
@@ -164,7 +165,7 @@ def attach_adapters(
     return Adapters(
         layers=layers,
         identity_encoder=_identity_encoder(identity, projection, states["identity"]),
-        identity_tokens=_tokens(projection, patches),
+        identity_tokens=_tokens(projection, patches) + _zero_tokens(states["identity"]),
         parts=PARTS if identity.kind is BOLID else 1,
         reads=identity.kind.reads,
         width=_width_read(identity, states["identity"]),
@@ -236,7 +237,7 @@ def _read(
             f"{file.path} does not fit this model: its text is {width_name(width)} wide, the model's "
             f"{width_name(expected)}; take an {file.name} made for this family"
         )
-    require_keys(file.path, file.name, state, file.kind.keys(len(layers)))
+    require_keys(file.path, file.name, state.keys() - file.kind.optional, file.kind.keys(len(layers)))
     _require_image_encoder(file, shapes, image_encoder)
     _require_width(file, file.kind.projection + file.kind.last, shapes, expected)
     if file.kind.reads == "face":
@@ -304,10 +305,15 @@ def _identity_encoder(file: AdapterFile, projection: nn.Module, state: Mapping[s
     parts, width = state[PART_EMBEDDING].shape
     tokens, hidden = projection.latents.shape[1:]
     output = projection.proj_out.out_features
-    encoder = BodyEncoder(parts=parts, embed_dim=width, output_dim=output, width=hidden, tokens=tokens)
+    sizes = {"embed_dim": width, "output_dim": output, "width": hidden, "tokens": tokens}
+    encoder = BodyEncoder(parts=parts, zero_tokens=_zero_tokens(state), **sizes)
     encoder.part_embedding.data.copy_(state[PART_EMBEDDING])
     encoder.resampler = projection
     return encoder.eval().requires_grad_(False)
+
+
+def _zero_tokens(state: Mapping[str, Tensor]) -> int:
+    return int(state[ZERO_TOKENS]) if ZERO_TOKENS in state else 0
 
 
 def _view_encoder(file: AdapterFile, projection: nn.Module) -> nn.Module:

@@ -1,15 +1,18 @@
 """The checkpoint against diffusers' own loaders, and the decoder of the pose estimator."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
 from transformers import CLIPTokenizer, VitPoseBackboneConfig, VitPoseConfig, VitPoseForPoseEstimation
 
-from bolid_training.model.adapter import build_pose_guider, scale_features
+from bolid_training.model.adapter import ZERO_TOKENS, build_pose_guider, scale_features
 from bolid_training.model.checkpoint import build_checkpoint, build_unet, load_checkpoint, train_tokenizer
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.pose_estimator import (
@@ -48,6 +51,21 @@ def test_saving_and_loading_keeps_every_weight(checkpoint, folder):
             state = vars(loaded)[name].state_dict()
             assert part.state_dict().keys() == state.keys()
             assert all(torch.equal(tensor, state[key]) for key, tensor in part.state_dict().items())
+
+
+def test_tokens_of_zeros_are_kept_with_a_checkpoint(tmp_path):
+    checkpoint = build_checkpoint(replace(SMALL, zero_tokens=3))
+    checkpoint.save(tmp_path, torch.float32)
+    assert load_file(tmp_path / "adapter" / "identity.safetensors")[ZERO_TOKENS].tolist() == [3]
+    patches = torch.randn(2, 5, 65, SMALL.patch_width)
+    parts = torch.arange(5).expand(2, -1)
+    made, loaded = (c.adapter.identity_encoder for c in (checkpoint, load_checkpoint(tmp_path)))
+    with torch.no_grad():
+        tokens = loaded(patches, parts)
+        assert torch.equal(tokens, made(patches, parts))
+        assert torch.equal(tokens[:, : SMALL.identity_tokens], loaded.learned_tokens(patches, parts))
+    assert tokens.shape[1] == SMALL.identity_tokens + 3
+    assert not tokens[:, SMALL.identity_tokens :].any()
 
 
 def test_body_id_attention_equals_diffusers_ip_adapter(checkpoint, folder):

@@ -19,6 +19,8 @@ from bolid_training.model.config import AvatarConfig
 from bolid_training.model.identity_net import build_identity_net
 
 PART_EMBEDDING = "body.part_embedding"
+ZERO_TOKENS = "body.zero_tokens"
+"""How many tokens of zeros there are, int64 [1], in files of adapters that have some."""
 
 # a part of a Resampler weight's name in diffusers, and in IP-Adapter's files
 _RESAMPLER_NAMES = (
@@ -77,6 +79,7 @@ class Adapter(nn.Module):
             output_dim=output_dim,
             width=width,
             tokens=config.identity_tokens,
+            zero_tokens=config.zero_tokens,
         )
         self.image_projector = resampler(embed_dim, output_dim, width, config.image_tokens)
         self.pose_guider = build_pose_guider(unet) if config.pose_guider else None
@@ -88,6 +91,8 @@ class Adapter(nn.Module):
         identity = self._branch_state("identity", self.identity_encoder.resampler)
         if isinstance(self.identity_encoder, BodyEncoder):
             identity[PART_EMBEDDING] = self.identity_encoder.part_embedding
+            if zeros := self.identity_encoder.zero_tokens:
+                identity[ZERO_TOKENS] = torch.tensor([zeros])
         save_file(on_disk(identity), folder / "identity.safetensors")
         save_file(on_disk(self._branch_state("image", self.image_projector)), folder / "image_prompt.safetensors")
         if self.pose_guider is not None:
@@ -101,6 +106,7 @@ class Adapter(nn.Module):
         Raises RuntimeError that lists missing or unknown keys.
         """
         identity = load_file(folder / "identity.safetensors")
+        identity.pop(ZERO_TOKENS, None)  # the configuration has said so already
         self._load_part_embedding(identity.pop(PART_EMBEDDING, None))
         self._load_branch("identity", self.identity_encoder.resampler, identity)
         self._load_branch("image", self.image_projector, load_file(folder / "image_prompt.safetensors"))

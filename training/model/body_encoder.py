@@ -6,6 +6,7 @@ Both are IP-Adapter-Plus Resamplers (depth 4, head width 64), so that diffusers'
 import torch
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 HEAD_DIM = 64
 DEPTH = 4
@@ -25,18 +26,27 @@ def resampler(embed_dim: int, output_dim: int, width: int, tokens: int) -> IPAda
 
 
 class BodyEncoder(nn.Module):
-    """Identity tokens [B, N, C] from the patch tokens [B, V, P, D] of V part crops.
+    """Identity tokens [B, N + Z, C] from the patch tokens [B, V, P, D] of V part crops; the last Z are zeros.
 
     `parts` int64 [B, V] says which part each crop shows; its embedding tells the Resampler a sleeve from a trouser leg.
     One or several references, all parts or some: only V differs.
+
+    Attention always adds up to 1. To tokens of zeros (PuLID's NUM_ZERO) it goes where there is nobody, in the
+    background, and brings nothing.
     """
 
-    def __init__(self, *, parts: int, embed_dim: int, output_dim: int, width: int, tokens: int):
+    def __init__(self, *, parts: int, embed_dim: int, output_dim: int, width: int, tokens: int, zero_tokens: int = 0):
         super().__init__()
         self.part_embedding = nn.Parameter(torch.randn(parts, embed_dim))
         self.resampler = resampler(embed_dim, output_dim, width, tokens)
+        self.zero_tokens = zero_tokens
 
     def forward(self, patch_tokens: Tensor, parts: Tensor) -> Tensor:
+        tokens = self.learned_tokens(patch_tokens, parts)
+        return F.pad(tokens, (0, 0, 0, self.zero_tokens)) if self.zero_tokens else tokens
+
+    def learned_tokens(self, patch_tokens: Tensor, parts: Tensor) -> Tensor:
+        """[B, N, C]: without the zeros."""
         return self.resampler(self.embed_parts(patch_tokens, parts))
 
     def embed_parts(self, patch_tokens: Tensor, parts: Tensor) -> Tensor:
@@ -60,8 +70,8 @@ class WholeEncoder(nn.Module):
 
 
 def build_identity_encoder(
-    *, parts: int, embed_dim: int, output_dim: int, width: int, tokens: int
+    *, parts: int, embed_dim: int, output_dim: int, width: int, tokens: int, zero_tokens: int = 0
 ) -> BodyEncoder | WholeEncoder:
-    """For one part the whole picture is seen, for more the crops."""
+    """For one part the whole picture is seen, for more the crops, and only then are there tokens of zeros."""
     sizes = {"embed_dim": embed_dim, "output_dim": output_dim, "width": width, "tokens": tokens}
-    return WholeEncoder(**sizes) if parts == 1 else BodyEncoder(parts=parts, **sizes)
+    return WholeEncoder(**sizes) if parts == 1 else BodyEncoder(parts=parts, zero_tokens=zero_tokens, **sizes)

@@ -12,6 +12,7 @@ class AvatarConfig:
 
     `parts` 1: the person is read from the whole picture, not from crops. `pose_guider`: whether skeletons guide the
     UNet through the T2I-Adapter; `identity_net`: whether they do so through InstantID's IdentityNet.
+    `zero_tokens`: so many tokens of zeros come after the identity tokens that are read from crops.
     A `vision_width` of None is the text's.
 
     `text_width_2` > 0 makes it an SDXL: a second text tower, whose states are put beside the first one's and whose
@@ -41,6 +42,7 @@ class AvatarConfig:
     pose_layers: int = 4
     pose_threshold: float = 0.42
     identity_tokens: int = 16
+    zero_tokens: int = 0
     image_tokens: int = 16
     resampler_width: int = 192
     parts: int = 5

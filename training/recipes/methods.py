@@ -84,7 +84,8 @@ class Recipe:
     `parts`: what the person is read from: 5 crops of body, head, torso, legs and feet, or 1, which is the whole of a
     picture. `identity`: what teaches the identity encoder and its keys and values: `stage words`, after which they are
     left alone; words first and the recipe's losses then; or these losses alone. `identity_tokens`: the budget of
-    all parts together; of whole pictures, each one's. `identity_net`: InstantID's, a ControlNet on the skeleton map
+    all parts together; of whole pictures, each one's. `zero_tokens`: of zeros beside them (PuLID's NUM_ZERO), for
+    attention that has nobody to look at. `identity_net`: InstantID's, a ControlNet on the skeleton map
     whose text is the identity tokens. `pose_guider`: the base's, trained along, frozen, or not used in training.
     """
 
@@ -93,6 +94,7 @@ class Recipe:
     parts: int = 5
     identity: IdentitySource = "pairs"
     identity_tokens: int = 16
+    zero_tokens: int = 0
     identity_net: bool = False
     pose_guider: PoseGuiderUse = "trained"
     branch: Branch = field(default_factory=Branch)
@@ -153,6 +155,7 @@ REC = Weights()
 BOLID = Recipe(
     name="bolid",
     identity="words",
+    zero_tokens=8,
     phases=_phases(REC, Weights(keypoints=1.0), Weights(keypoints=1.0, clip=0.1)),
 )
 # where pairs teach identity, the reference's colours are a nearer target for it
@@ -186,6 +189,7 @@ ABLATIONS = {
         FROM_PAIRS,
         WORDS_THEN_PAIRS,
         replace(FROM_PAIRS, name="bolid_one_view", parts=1),
+        replace(BOLID, name="bolid_no_zeros", zero_tokens=0),
         replace(BOLID, name="bolid_5_tokens", identity_tokens=5),
         replace(BOLID, name="bolid_40_tokens", identity_tokens=40),
         replace(BOLID, name="bolid_k2", branch=replace(BOLID.branch, gradient_steps=2)),
@@ -212,6 +216,7 @@ def recipe_config(config: AvatarConfig, recipe: Recipe) -> AvatarConfig:
         config,
         parts=recipe.parts,
         identity_tokens=recipe.identity_tokens,
+        zero_tokens=recipe.zero_tokens,
         identity_net=recipe.identity_net,
         pose_guider=recipe.pose_guider != "off",
     )

@@ -80,7 +80,7 @@ class ClothesTask(StudentTask):
         """Squared errors as shares of the mean variance of words."""
         tokens = module(batch).float()
         with torch.no_grad():
-            before = self.before.adapter.identity_encoder(batch["patch_tokens"], batch["parts"])
+            before = self.before.adapter.identity_encoder.learned_tokens(batch["patch_tokens"], batch["parts"])
         clothes = phrase_of(tokens) < len(CLOTHES)
         told = squared_error(tokens[:-1], batch["states"])
         moved = (tokens - before).square().mean(-1)

@@ -37,7 +37,7 @@ class SpeakingUNet(ConditionedUNet):
         self.adapter.identity_encoder.requires_grad_(True)
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.adapter.identity_encoder(batch["patch_tokens"], batch["parts"])
+        return self.adapter.identity_encoder.learned_tokens(batch["patch_tokens"], batch["parts"])
 
 
 class WordsTask(AdapterTask):

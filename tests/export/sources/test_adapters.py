@@ -1,5 +1,6 @@
 """Published IP-Adapters: told by their keys, equal to diffusers' own, tokens and scales as inputs of one engine."""
 
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +12,11 @@ from transformers import CLIPVisionModelWithProjection
 
 from bolid_export.graphs import bind_graphs
 from bolid_export.sources import Choices, model_sizes, open_source
+from bolid_export.sources.adapter_kinds import ZERO_TOKENS
 from bolid_export.tracing.stream import to_onnx
 from bolid_export.verification.metrics import cosine
 from bolid_export.verify import load_engines
+from bolid_sdk.contracts import PARTS
 from bolid_sdk.errors import InputError
 
 KINDS = ("base", "plus", "full", pytest.param("face_id", marks=pytest.mark.slow))
@@ -204,3 +207,24 @@ def test_the_second_ip_adapter_is_the_image_prompt(sd15_folder, image_encoder_fo
         open_with(sd15_folder, image_encoder_folder, ip_adapters["base"], ip_adapters["plus"])
     with pytest.raises(InputError, match="two adapters of one kind"):
         open_with(sd15_folder, image_encoder_folder, *[ip_adapters["plus"]] * 3)
+
+
+@torch.no_grad()
+def test_tokens_of_zeros_that_a_file_asks_for_come_after_the_learned_ones(model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "zeros")
+    file = folder / "adapter" / "identity.safetensors"
+    save_file(load_file(file) | {ZERO_TOKENS: torch.tensor([3])}, file)
+    plain, padded = (open_source(which).checkpoint for which in (model_folder, folder))
+    sizes, count = model_sizes(padded), model_sizes(plain).identity_tokens
+    assert sizes.identity_tokens == count + 3
+    graph = bind_graphs(padded, sizes)["identity_encoder"]
+    path = to_onnx(graph, tmp_path, size_step=sizes.size_step, vae_factor=sizes.vae_factor)
+    shape = (2, PARTS, sizes.patch_tokens, sizes.patch_width)
+    patches = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    parts = np.tile(np.arange(PARTS), (2, 1))
+    engine = load_engines({"identity_encoder": path}, {"identity_encoder": graph.spec})["identity_encoder"]
+    tokens = engine.run({"patch_tokens": patches, "parts": parts})["identity_tokens"]
+    expected = plain.adapter.identity_encoder(torch.from_numpy(patches), torch.from_numpy(parts))
+    np.testing.assert_allclose(tokens[:, :count], expected, atol=1e-5)
+    assert tokens.shape[1] == count + 3
+    assert not tokens[:, count:].any()
