@@ -108,8 +108,14 @@ def rows_of(measured: dict) -> str:
     ]
     beside = [(title, *judged(measured[kind], columns), "") for kind, title in BESIDE.items() if kind in measured]
     setup = measured["setup"]
-    note = f"{sample(setup)}, the same for every row; 95 % intervals. {setup['machine']}; commit {setup['commit'][:9]}."
+    note = f"{sample(setup)}, the same for every row; 95 % intervals. {setup['machine']}; {commits(measured)}."
     return f"{markdown(('', *columns.values(), 's/image'), [*lines, *beside])}\n{note}\n"
+
+
+def commits(measured: dict) -> str:
+    """Of rows that were measured one after the other, all in order."""
+    found = dict.fromkeys(row.get("commit", measured["setup"]["commit"])[:9] for row in measured["rows"])
+    return f"commit{'s' if len(found) > 1 else ''} {', '.join(found)}"
 
 
 def ablations() -> str:

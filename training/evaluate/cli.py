@@ -102,6 +102,11 @@ def main(
 @click.option("--backend", help="onnxruntime, openvino …  [default: as Generator chooses]")
 @click.option("--shown", type=click.IntRange(1), default=8, show_default=True, help="People in the figure.")
 @click.option("--columns", help="Models in the figure, as in bolid,ip_adapter.  [default: all]")
+@click.option(
+    "--beside",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="An earlier result of the same people: its other rows are kept.",
+)
 def compare_bundles(
     rows: tuple[str, ...],
     data: Path,
@@ -116,6 +121,7 @@ def compare_bundles(
     backend: str | None,
     shown: int,
     columns: str | None,
+    beside: Path | None,
 ) -> None:
     """Compares bundles on the same people, prompts and noise. ROWS: NAME=BUNDLE, the first is what the others are
     compared with, picture by picture.
@@ -124,22 +130,27 @@ def compare_bundles(
       bolid-eval compare bolid=engines/bolid ip_adapter=engines/ip_adapter instantid=engines/instantid \\
           pulid=engines/pulid pulid_no_pose=engines/pulid@pose=none bolid_25=engines/base@steps=25@guidance=3 \\
           --people 400 --pictures-per-person 3 -o docs/results/comparison.json --figure docs/images/comparison.png
+      bolid-eval compare embedded=embedded --beside docs/results/comparison.json -o docs/results/comparison.json
     """
     from bolid_sdk.errors import BolidError
     from bolid_training.data import load_people
     from bolid_training.evaluate.compare import compare, figure_columns, parse_contestant
+    from bolid_training.evaluate.joined import joined, read_comparison
     from bolid_training.evaluate.protocol import trials
     from bolid_training.judges.panel import load_judges
 
     try:
         contestants = [parse_contestant(row) for row in rows]
         named = figure_columns(contestants, columns) if columns else ()
+        earlier = read_comparison(beside) if beside else None
         people = load_people(data, split)
         panel, chosen = load_judges(judges, keep), trials(people, count, seed, pictures)
         result, image = compare(contestants, panel, people, chosen, seed, shown, named, backend, keep)
+        result["setup"]["split"] = split
+        if earlier:
+            result = joined(result, earlier)
     except (FileNotFoundError, BolidError) as error:
         raise click.UsageError(str(error)) from error
-    result["setup"]["split"] = split
     _write(result, out)
     if figure:
         figure.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,43 @@
+"""Rows measured now beside rows measured earlier, on the same people by the same judges."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bolid_sdk.errors import InputError
+
+SAME = ("judges", "seed", "split", "pictures", "people", "references_refused", "protocol")
+"""What rows of one table have in common, by their names in `setup`."""
+
+
+def read_comparison(file: Path) -> dict[str, Any]:
+    """What `bolid-eval compare` has written. Raises InputError."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    if not (isinstance(found, dict) and found.get("rows") and "setup" in found):
+        raise InputError(f"{file} is no comparison; expected a file that `bolid-eval compare` has written")
+    return found
+
+
+def joined(now: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """`earlier` with the rows of `now` in the place of those of the same names, or after all others.
+
+    Each row says of which commit it is. Differences are to the table's first row, so those to another are left out.
+    Raises InputError where people, prompts or judges are not the same.
+    """
+    if different := [name for name in SAME if now["setup"].get(name) != earlier["setup"].get(name)]:
+        raise InputError(
+            f"the earlier rows cannot stand beside these: {', '.join(different)} differ; measure all rows together"
+        )
+    measured = {row["model"]: _dated(row, now) for row in now["rows"]}
+    if now["rows"][0]["model"] != earlier["rows"][0]["model"]:
+        for row in measured.values():
+            row.pop("minus_first_row", None)
+    rows = {row["model"]: _dated(row, earlier) for row in earlier["rows"]}
+    return now | {"rows": list((rows | measured).values())}
+
+
+def _dated(row: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    return {"commit": result["setup"]["commit"]} | row
