@@ -58,8 +58,17 @@ def encode_patches(
     """Patch tokens float32 [..., P, D] (`hidden_states[-2]`) of uint8 crops [..., S, S, 3]."""
     flat = torch.from_numpy(normalise(crops.reshape(-1, *crops.shape[-3:]), extractor.image_mean, extractor.image_std))
     with autocast():
-        tokens = encoder(flat, output_hidden_states=True).hidden_states[-2].float()
+        tokens = penultimate_states(encoder, flat).float()
     return tokens.unflatten(0, crops.shape[:-3])
+
+
+def penultimate_states(encoder: CLIPVisionModelWithProjection, pixels: Tensor) -> Tensor:
+    """`hidden_states[-2]` [B, P, D], without the last layer's sixth of the time."""
+    vision = encoder.vision_model
+    states = vision.pre_layrnorm(vision.embeddings(pixels))
+    for layer in vision.encoder.layers[:-1]:
+        states = layer(states, attention_mask=None)
+    return states
 
 
 def shrink(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from bolid_sdk.contracts import LIMBS
 from bolid_training.avatars.captions import names_clothes
@@ -13,6 +14,7 @@ from bolid_training.conditions import (
     guided_features,
     masked_features,
     part_crops,
+    penultimate_states,
     place_only,
 )
 from bolid_training.data import People
@@ -168,3 +170,12 @@ def test_limbs_lie_between_their_keypoints():
         assert maps[0, index, row, column] > 0.6
     assert maps[1, 3].max() == 0
     assert 0.005 < maps[0].mean() < 0.2
+
+
+@torch.no_grad()
+def test_patch_tokens_are_what_the_last_layer_but_one_says():
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "image_size": 16, "patch_size": 8}
+    encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(num_hidden_layers=3, **sizes)).eval()
+    pixels = torch.randn(2, 3, 16, 16)
+    expected = encoder(pixels, output_hidden_states=True).hidden_states[-2]
+    assert torch.equal(penultimate_states(encoder, pixels), expected)
