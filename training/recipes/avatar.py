@@ -32,7 +32,7 @@ STAGES = {
     "energy": StageRecipe(steps=150, batch_size=16, learning_rate=2.5e-4, ema_decay=0.97, validate_every=40),
     "guider": StageRecipe(steps=200, batch_size=16, learning_rate=5e-4, ema_decay=0.97, validate_every=40),
     "clothes": StageRecipe(
-        steps=900, batch_size=32, learning_rate=1e-3, optimizer="muon", ema_decay=0.99, validate_every=100
+        steps=1200, batch_size=32, learning_rate=6e-4, optimizer="muon", ema_decay=0.99, validate_every=100
     ),
 }
 
