@@ -78,6 +78,24 @@ def test_a_comparison_is_written_as_json_with_its_figure(photographs, two_genera
     assert Image.open(figure).width == 4 * 66
 
 
+def test_a_row_is_measured_anew_beside_the_others(photographs, two_generators, judges, tmp_path, monkeypatch):
+    monkeypatch.setattr("bolid_training.data.load_people", lambda data, split: photographs(size=64))
+    monkeypatch.setattr("bolid_training.judges.panel.load_judges", lambda folder, keep: judges)
+    out = tmp_path / "comparison.json"
+
+    def compare(*arguments, people="4"):
+        return CliRunner().invoke(main, ["compare", *arguments, "--people", people, "-o", str(out)])
+
+    assert compare("a=embedded", "b=dyer@pose=none").exit_code == 0
+    assert compare("a=embedded@pose=none", "--beside", str(out)).exit_code == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["model"], row["pose_input"]) for row in rows] == [("a", False), ("b", False)]
+    before = out.read_text()
+    refused = compare("a=embedded", "--beside", str(out), people="6")
+    assert (refused.exit_code, out.read_text()) == (2, before)
+    assert "pictures, people" in refused.output
+
+
 def test_a_figure_shows_the_models_that_are_named(photographs, two_generators, judges, tmp_path, monkeypatch):
     monkeypatch.setattr("bolid_training.data.load_people", lambda data, split: photographs(size=64))
     monkeypatch.setattr("bolid_training.judges.panel.load_judges", lambda folder, keep: judges)
