@@ -76,6 +76,8 @@ def load_together(folders: Sequence[Path], split: str, limit: int | None = None)
     """The first `limit` samples of several data sets, whose people are all different. Raises FileNotFoundError."""
     loaded, first = [], 0
     for folder in folders:
+        if limit is not None and sum(map(len, loaded)) >= limit:
+            break
         people = load_people(folder, split, limit)
         people = replace(people, identity=np.where(people.identity < 0, people.identity, people.identity + first))
         loaded.append(people)

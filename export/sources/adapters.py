@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import T2IAdapter, UNet2DConditionModel
 from diffusers.models.embeddings import IPAdapterFullImageProjection
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from bolid_export.sources.model import Adapters, Features
 from bolid_export.sources.pulid import LEVELS, VISION_TOKENS, VISION_WIDTH, IDEncoder, IDFormer
 from bolid_sdk.contracts import PARTS
 from bolid_sdk.errors import InputError
+from bolid_sdk.orthogonal import MAX_NUM_ZERO
 from bolid_training.model.adapter import pose_guider_layout
 from bolid_training.model.attention import install_body_id_attention
 from bolid_training.model.body_encoder import BodyEncoder
@@ -165,7 +167,7 @@ def attach_adapters(
     return Adapters(
         layers=layers,
         identity_encoder=_identity_encoder(identity, projection, states["identity"]),
-        identity_tokens=_tokens(projection, patches) + _zero_tokens(states["identity"]),
+        identity_tokens=_tokens(projection, patches) + _zero_tokens(identity, states["identity"]),
         parts=PARTS if identity.kind is BOLID else 1,
         reads=identity.kind.reads,
         width=_width_read(identity, states["identity"]),
@@ -306,14 +308,20 @@ def _identity_encoder(file: AdapterFile, projection: nn.Module, state: Mapping[s
     tokens, hidden = projection.latents.shape[1:]
     output = projection.proj_out.out_features
     sizes = {"embed_dim": width, "output_dim": output, "width": hidden, "tokens": tokens}
-    encoder = BodyEncoder(parts=parts, zero_tokens=_zero_tokens(state), **sizes)
+    encoder = BodyEncoder(parts=parts, zero_tokens=_zero_tokens(file, state), **sizes)
     encoder.part_embedding.data.copy_(state[PART_EMBEDDING])
     encoder.resampler = projection
     return encoder.eval().requires_grad_(False)
 
 
-def _zero_tokens(state: Mapping[str, Tensor]) -> int:
-    return int(state[ZERO_TOKENS]) if ZERO_TOKENS in state else 0
+def _zero_tokens(file: AdapterFile, state: Mapping[str, Tensor]) -> int:
+    said = state.get(ZERO_TOKENS, torch.tensor([0]))
+    if said.shape != (1,) or said.is_floating_point() or not 0 <= said.item() <= MAX_NUM_ZERO:
+        raise InputError(
+            f"{file.path}: {ZERO_TOKENS} is {said.flatten()[:4].tolist()}; "
+            f"expected one whole number from 0 to {MAX_NUM_ZERO}"
+        )
+    return int(said.item())
 
 
 def _view_encoder(file: AdapterFile, projection: nn.Module) -> nn.Module:

@@ -24,7 +24,8 @@ def read_comparison(file: Path) -> dict[str, Any]:
 def joined(now: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
     """`earlier` with the rows of `now` in the place of those of the same names, or after all others.
 
-    Each row says of which commit it is. Differences are to the table's first row, so those to another are left out.
+    Each row says of which commit it is. Differences are to the table's first row as it is now; those to another, or to
+    what it was before, are left out.
     Raises InputError where people, prompts or judges are not the same.
     """
     if different := [name for name in SAME if now["setup"].get(name) != earlier["setup"].get(name)]:
@@ -32,11 +33,18 @@ def joined(now: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
             f"the earlier rows cannot stand beside these: {', '.join(different)} differ; measure all rows together"
         )
     measured = {row["model"]: _dated(row, now) for row in now["rows"]}
-    if now["rows"][0]["model"] != earlier["rows"][0]["model"]:
-        for row in measured.values():
-            row.pop("minus_first_row", None)
-    rows = {row["model"]: _dated(row, earlier) for row in earlier["rows"]}
-    return now | {"rows": list((rows | measured).values())}
+    kept = {row["model"]: _dated(row, earlier) for row in earlier["rows"]}
+    first = earlier["rows"][0]
+    if now["rows"][0]["model"] != first["model"]:
+        _forget_differences(measured)
+    if measured.get(first["model"], first)["metrics"] != first["metrics"]:
+        _forget_differences(kept)
+    return now | {"rows": list((kept | measured).values())}
+
+
+def _forget_differences(rows: dict[str, dict[str, Any]]) -> None:
+    for row in rows.values():
+        row.pop("minus_first_row", None)
 
 
 def _dated(row: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:

@@ -228,3 +228,12 @@ def test_tokens_of_zeros_that_a_file_asks_for_come_after_the_learned_ones(model_
     np.testing.assert_allclose(tokens[:, :count], expected, atol=1e-5)
     assert tokens.shape[1] == count + 3
     assert not tokens[:, count:].any()
+
+
+@pytest.mark.parametrize("said", [[-1], [81], [1, 2], [1.5], [float("nan")]])
+def test_a_number_of_zeros_that_cannot_be_is_refused(model_folder, tmp_path, said):
+    folder = shutil.copytree(model_folder, tmp_path / "zeros")
+    file = folder / "adapter" / "identity.safetensors"
+    save_file(load_file(file) | {ZERO_TOKENS: torch.tensor(said)}, file)
+    with pytest.raises(InputError, match="one whole number from 0 to 80"):
+        open_source(folder)

@@ -25,12 +25,15 @@ def test_rows_replace_those_of_their_names_and_say_of_which_commit_they_are():
     assert joined(result("newest", "pulid"), found)["rows"][1]["commit"] == "new"
 
 
-def test_differences_are_to_the_first_row_of_the_table():
+def test_differences_are_to_the_first_row_of_the_table_as_it_is_now():
+    def compared(now, earlier):
+        return [row["model"] for row in joined(now, earlier)["rows"] if "minus_first_row" in row]
+
     earlier = result("old", "bolid", "pulid", "instantid")
-    other_first = {row["model"]: row for row in joined(result("new", "pulid", "added"), earlier)["rows"]}
-    assert [name for name, row in other_first.items() if "minus_first_row" in row] == ["instantid"]
-    same_first = joined(result("new", "bolid", "added"), earlier)["rows"]
-    assert "minus_first_row" in same_first[-1]
+    assert compared(result("new", "pulid", "added"), earlier) == ["instantid"]
+    assert compared(result("old", "bolid", "added"), earlier) == ["pulid", "instantid", "added"]
+    assert compared(result("new", "bolid", "added"), earlier) == ["added"]
+    assert compared(result("new", "pulid", "bolid"), earlier) == []
 
 
 @pytest.mark.parametrize("name", SAME)
