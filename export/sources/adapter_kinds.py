@@ -9,10 +9,10 @@ from typing import Literal
 from bolid_export.sources.files import Shapes
 from bolid_export.sources.model import Features
 from bolid_export.sources.pulid import id_encoder_keys, id_former_keys
+from bolid_training.model.adapter import PART_EMBEDDING, ZERO_TOKENS
 
 Role = Literal["identity", "image_prompt", "pose_guider", "identity_net"]
 
-PART_EMBEDDING, ZERO_TOKENS = "body.part_embedding", "body.zero_tokens"
 DEPTH = 4  # of every published Resampler, and the only one that diffusers reads
 FACE_WIDTH = 512
 """Of ArcFace's embeddings, and of no published CLIP's tokens."""

@@ -17,9 +17,7 @@ from bolid_export.sources.adapter_kinds import (
     BOLID,
     FACE_WIDTH,
     INSTANT_ID,
-    PART_EMBEDDING,
     PULID,
-    ZERO_TOKENS,
     AdapterKind,
     Role,
     context_width,
@@ -36,7 +34,7 @@ from bolid_export.sources.pulid import LEVELS, VISION_TOKENS, VISION_WIDTH, IDEn
 from bolid_sdk.contracts import PARTS
 from bolid_sdk.errors import InputError
 from bolid_sdk.orthogonal import MAX_NUM_ZERO
-from bolid_training.model.adapter import pose_guider_layout
+from bolid_training.model.adapter import PART_EMBEDDING, ZERO_TOKENS, pose_guider_layout
 from bolid_training.model.attention import install_body_id_attention
 from bolid_training.model.body_encoder import BodyEncoder
 
@@ -164,10 +162,12 @@ def attach_adapters(
     projection = _projection(identity, unet, states["identity"])
     prompt_projection = _projection(prompt, unet, states["image_prompt"]) if prompt else None
     guider, net = roles.get("pose_guider"), roles.get("identity_net")
+    identity_encoder = _identity_encoder(identity, projection, states["identity"])
+    zeros = identity_encoder.zero_tokens if isinstance(identity_encoder, BodyEncoder) else 0
     return Adapters(
         layers=layers,
-        identity_encoder=_identity_encoder(identity, projection, states["identity"]),
-        identity_tokens=_tokens(projection, patches) + _zero_tokens(identity, states["identity"]),
+        identity_encoder=identity_encoder,
+        identity_tokens=_tokens(projection, patches) + zeros,
         parts=PARTS if identity.kind is BOLID else 1,
         reads=identity.kind.reads,
         width=_width_read(identity, states["identity"]),

@@ -106,7 +106,7 @@ class Adapter(nn.Module):
         Raises RuntimeError that lists missing or unknown keys.
         """
         identity = load_file(folder / "identity.safetensors")
-        identity.pop(ZERO_TOKENS, None)  # the configuration has said so already
+        identity.pop(ZERO_TOKENS, None)  # for who has the file alone; here the configuration says it
         self._load_part_embedding(identity.pop(PART_EMBEDDING, None))
         self._load_branch("identity", self.identity_encoder.resampler, identity)
         self._load_branch("image", self.image_projector, load_file(folder / "image_prompt.safetensors"))

@@ -12,12 +12,12 @@ from transformers import CLIPVisionModelWithProjection
 
 from bolid_export.graphs import bind_graphs
 from bolid_export.sources import Choices, model_sizes, open_source
-from bolid_export.sources.adapter_kinds import ZERO_TOKENS
 from bolid_export.tracing.stream import to_onnx
 from bolid_export.verification.metrics import cosine
 from bolid_export.verify import load_engines
 from bolid_sdk.contracts import PARTS
 from bolid_sdk.errors import InputError
+from bolid_training.model.adapter import ZERO_TOKENS
 
 KINDS = ("base", "plus", "full", pytest.param("face_id", marks=pytest.mark.slow))
 LEAST = 0.9999
