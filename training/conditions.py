@@ -79,7 +79,7 @@ def shrink(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 def null_patches(encoder: CLIPVisionModelWithProjection, size: int) -> Tensor:
     """Patch tokens [P, D] of an all-zero picture: IP-Adapter-Plus' unconditional."""
     with torch.no_grad():
-        return encoder(torch.zeros(1, 3, size, size), output_hidden_states=True).hidden_states[-2][0]
+        return penultimate_states(encoder, torch.zeros(1, 3, size, size))[0]
 
 
 def skeleton_batch(skeletons: NDArray[np.uint8]) -> Tensor:

@@ -24,7 +24,7 @@ from bolid_sdk.crops import part_crops
 from bolid_sdk.images import normalise
 from bolid_sdk.parts import part_boxes
 from bolid_training.avatars.parts import Part
-from bolid_training.conditions import body_weight, place_only
+from bolid_training.conditions import body_weight, penultimate_states, place_only
 from bolid_training.data import People, cached_chunks, pixels, process_state
 from bolid_training.model.base import Base
 from bolid_training.stages.clip import tokenize
@@ -250,7 +250,7 @@ class PatchEncoder(Encoder):
 
     @torch.no_grad()
     def _encode(self, batch: Tensor) -> NDArray[np.float16]:
-        return self.network(batch.to(self.device), output_hidden_states=True).hidden_states[-2].half().cpu().numpy()
+        return penultimate_states(self.network, batch.to(self.device)).half().cpu().numpy()
 
 
 class TextEncoder(Encoder):
