@@ -135,7 +135,7 @@ def compare_bundles(
     from bolid_sdk.errors import BolidError
     from bolid_training.data import load_people
     from bolid_training.evaluate.compare import compare, figure_columns, parse_contestant
-    from bolid_training.evaluate.joined import joined, read_comparison
+    from bolid_training.evaluate.joined import read_comparison
     from bolid_training.evaluate.protocol import trials
     from bolid_training.judges.panel import load_judges
 
@@ -145,10 +145,7 @@ def compare_bundles(
         earlier = read_comparison(beside) if beside else None
         people = load_people(data, split)
         panel, chosen = load_judges(judges, keep), trials(people, count, seed, pictures)
-        result, image = compare(contestants, panel, people, chosen, seed, shown, named, backend, keep)
-        result["setup"]["split"] = split
-        if earlier:
-            result = joined(result, earlier)
+        result, image = compare(contestants, panel, people, chosen, seed, split, shown, named, backend, keep, earlier)
     except (FileNotFoundError, BolidError) as error:
         raise click.UsageError(str(error)) from error
     _write(result, out)

@@ -21,6 +21,7 @@ from bolid_training.evaluate.drawn import draw
 from bolid_training.evaluate.exam import Exam, Seen, look, look_at_references, scores, set_exam
 from bolid_training.evaluate.figure import chosen_rows, figure
 from bolid_training.evaluate.intervals import Summary, distance_difference, summary
+from bolid_training.evaluate.joined import check_same, joined
 from bolid_training.evaluate.known import Accepted, identify
 from bolid_training.evaluate.pictures import reconstruct
 from bolid_training.evaluate.protocol import Trial
@@ -96,15 +97,19 @@ def compare(
     people: People,
     trials: list[Trial],
     seed: int,
+    split: str,
     shown: int = 8,
     columns: Sequence[str] = (),
     backend: str | None = None,
     keep: Path | None = None,
+    earlier: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
     """`rows`, `ceilings`, `floors`, `by_pose` of the ceilings and `setup` of one comparison, and the figure of `shown`
     people and the models named in `columns`, or all.
 
-    `keep`: a folder for each row's people and pictures, which are taken from there where it has them.
+    `split`: the people's, told in `setup`. `keep`: a folder for each row's people and pictures, which are taken from
+    there where it has them. `earlier`: a comparison whose other rows are kept, refused before anything is drawn if it
+    is of other people.
 
     Raises BundleError and InputError.
     """
@@ -116,6 +121,9 @@ def compare(
         ]
     )
     exam = set_exam(judges, people, accepted[0])
+    told = _setup(generators[0], judges, exam, refused=len(trials) - len(exam.trials), seed=seed, split=split)
+    if earlier:
+        check_same(told, earlier)
     beside, reference = references(exam, judges, generators[0], keep)
     places, rows, drawn = chosen_rows(exam, shown), [], {}
     first: Judged | None = None
@@ -128,16 +136,21 @@ def compare(
         rows.append(_row(contestant, generator, exam, seen, values, known) | compared)
         if not columns or contestant.name in columns:
             drawn[contestant.name] = pictures[places]
-    counted = {
+    result = {"rows": rows, **beside, "setup": told}
+    return joined(result, earlier) if earlier else result, figure(exam, drawn, places)
+
+
+def _setup(generator: Generator, judges: Judges, exam: Exam, *, refused: int, seed: int, split: str) -> dict[str, Any]:
+    """What all rows have in common; what is a row's own is said there."""
+    shared = setup(generator, judges, seed)
+    told = {name: shared[name] for name in shared if name not in ("bundle", "sampling", "precision")}
+    return told | {
+        "protocol": told["protocol"] | PROTOCOL,
         "pictures": len(exam.trials),
         "people": len(np.unique(exam.people)),
-        "references_refused": len(trials) - len(exam.trials),
+        "references_refused": refused,
+        "split": split,
     }
-    shared = setup(generators[0], judges, seed)
-    told = {name: shared[name] for name in shared if name not in ("bundle", "sampling", "precision")}
-    told["protocol"] = told["protocol"] | PROTOCOL
-    result = {"rows": rows, **beside, "setup": told | counted}
-    return result, figure(exam, drawn, places)
 
 
 def common(accepted: list[Accepted]) -> list[Accepted]:

@@ -21,17 +21,22 @@ def read_comparison(file: Path) -> dict[str, Any]:
     return found
 
 
+def check_same(setup: dict[str, Any], earlier: dict[str, Any]) -> None:
+    """Raises InputError where people, prompts or judges are not those of the earlier rows."""
+    if different := [name for name in SAME if setup.get(name) != earlier["setup"].get(name)]:
+        raise InputError(
+            f"the earlier rows cannot stand beside these: {', '.join(different)} differ; measure all rows together"
+        )
+
+
 def joined(now: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
     """`earlier` with the rows of `now` in the place of those of the same names, or after all others.
 
     Each row says of which commit it is. Differences are to the table's first row as it is now; those to another, or to
     what it was before, are left out.
-    Raises InputError where people, prompts or judges are not the same.
+    Raises InputError as `check_same` does.
     """
-    if different := [name for name in SAME if now["setup"].get(name) != earlier["setup"].get(name)]:
-        raise InputError(
-            f"the earlier rows cannot stand beside these: {', '.join(different)} differ; measure all rows together"
-        )
+    check_same(now["setup"], earlier)
     measured = {row["model"]: _dated(row, now) for row in now["rows"]}
     kept = {row["model"]: _dated(row, earlier) for row in earlier["rows"]}
     first = earlier["rows"][0]

@@ -46,7 +46,9 @@ def test_rows_of_a_comparison_are_paired_and_stand_between_the_same_ceilings_and
         Contestant(name="copyist", bundle=None),
         Contestant(name="dyer", bundle=Path("dyer"), options={"pose": None, "sampling": Sampling(steps=2)}),
     ]
-    found, image = comparison.compare(rows, judges, people, trials(people, 8, pictures=2), seed=0, shown=3)
+    found, image = comparison.compare(
+        rows, judges, people, trials(people, 8, pictures=2), seed=0, split="test", shown=3
+    )
     assert [row["model"] for row in found["rows"]] == ["copyist", "dyer"]
     # the photograph that one of them refused, in both rounds, is asked of nobody
     assert (found["setup"]["pictures"], found["setup"]["references_refused"]) == (14, 2)
@@ -91,6 +93,7 @@ def test_a_row_is_measured_anew_beside_the_others(photographs, two_generators, j
     rows = json.loads(out.read_text())["rows"]
     assert [(row["model"], row["pose_input"]) for row in rows] == [("a", False), ("b", False)]
     before = out.read_text()
+    monkeypatch.setattr(comparison, "draw", None)  # other people are refused before anything is drawn of them
     refused = compare("a=embedded", "--beside", str(out), people="6")
     assert (refused.exit_code, out.read_text()) == (2, before)
     assert "pictures, people" in refused.output
