@@ -9,7 +9,7 @@ DEMO := .venv-demo
 BIN := $(DEV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types bench tables comparison sampling wheel bindings clean
+.PHONY: help demo test check lint types bench tables methods comparison ablations sampling wheel bindings clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -59,39 +59,54 @@ REID_STEPS := 800
 WORDS_STEPS := 2000
 STEPS_AFTER_WORDS := 500
 WITHOUT_WORDS := bolid_no_words bolid_no_colour bolid_one_view ip_adapter instantid pulid
-WITH_WORDS := $(filter-out $(WITHOUT_WORDS),$(METHODS) $(ABLATIONS))
+OTHER_BUDGETS := bolid_5_tokens bolid_40_tokens
+UNSEEN := $(BIN)/bolid-train data --out runs/unseen --identities 12000 --views 3 --seed 1 --splits test
+teach_words = $(foreach method,$(1),$(BIN)/bolid-train stage words --recipe $(method) --limit $(PICTURES) \
+	--steps $(WORDS_STEPS);)
+train = $(foreach method,$(1),$(BIN)/bolid-train stage adapter --recipe $(method) --limit $(PICTURES) \
+	--steps $(if $(filter $(method),$(WITHOUT_WORDS)),$(STEPS),$(STEPS_AFTER_WORDS));)
+methods: $(DEV)/.installed ## train BoLID, IP-Adapter, InstantID and PuLID alike: training/weights/methods, in hours
+	$(BIN)/bolid-train data --out runs/people --identities 4000 --views 4 --seed 0 --splits validation
+	$(BIN)/bolid-train data --out runs/people --identities 4000 --views 4 --seed 0 --splits train
+	test -d runs/avatar/unet/model || $(BIN)/bolid-train unpack
+	$(BIN)/bolid-train stage clip_text --limit $(PICTURES)
+	$(BIN)/bolid-train stage reid --limit $(PICTURES) --steps $(REID_STEPS)
+	$(call teach_words,bolid)
+	$(call train,$(METHODS))
+	$(BIN)/bolid-train keep $(METHODS) --out training/weights/methods
+
+# $(1) of the runs $(2), to runs/methods/engines
+engines = $(foreach method,$(1),$(BIN)/bolid-train assemble --runs $(2) --recipe $(method) \
+	$(if $(filter $(method),$(WITHOUT_POSE)),--guider) --out runs/methods/$(method); \
+	$(BIN)/bolid-export --model runs/methods/$(method) --precision fp32 --force -o runs/methods/engines/$(method);)
 GUIDED := @steps=10@guidance=3
 IN_FIGURE := bolid,ip_adapter,instantid,pulid,ip_adapter_pose,pulid_pose,embedded,embedded_2
 EXAM := --data runs/unseen --people 1200 --backend openvino --keep runs/methods/drawn
 rows = $(foreach model,$(1),$(model)=runs/methods/engines/$(model)$(GUIDED)$(if $(filter $(model),$(WITHOUT_POSE)),@pose=none))
 rows_with_guider = $(foreach model,$(1),$(model)_pose=runs/methods/engines/$(model)$(GUIDED))
-comparison: $(DEV)/.installed ## train BoLID, its ablations, IP-Adapter, InstantID and PuLID alike and compare them: hours
-	$(BIN)/bolid-train data --out runs/people --identities 4000 --views 4 --seed 0 --splits validation
-	$(BIN)/bolid-train data --out runs/people --identities 4000 --views 4 --seed 0 --splits train
-	$(BIN)/bolid-train data --out runs/unseen --identities 12000 --views 3 --seed 1 --splits test
-	test -d runs/avatar/unet/model || $(BIN)/bolid-train unpack
-	$(BIN)/bolid-train stage clip_text --limit $(PICTURES)
-	$(BIN)/bolid-train stage reid --limit $(PICTURES) --steps $(REID_STEPS)
-	for method in bolid bolid_5_tokens bolid_40_tokens; do \
-		$(BIN)/bolid-train stage words --recipe $$method --limit $(PICTURES) --steps $(WORDS_STEPS); done
-	for method in $(WITH_WORDS); do \
-		$(BIN)/bolid-train stage adapter --recipe $$method --limit $(PICTURES) --steps $(STEPS_AFTER_WORDS); done
-	for method in $(WITHOUT_WORDS); do \
-		$(BIN)/bolid-train stage adapter --recipe $$method --limit $(PICTURES) --steps $(STEPS); done
-	for method in $(filter-out $(WITHOUT_POSE),$(METHODS) $(ABLATIONS)); do \
-		$(BIN)/bolid-train assemble --recipe $$method --out runs/methods/$$method; done
-	for method in $(WITHOUT_POSE); do \
-		$(BIN)/bolid-train assemble --recipe $$method --guider --out runs/methods/$$method; done
-	for model in $(METHODS) $(ABLATIONS); do \
-		$(BIN)/bolid-export --model runs/methods/$$model --precision fp32 --force -o runs/methods/engines/$$model; done
+training/weights/methods:
+	$(MAKE) methods
+
+comparison: $(DEV)/.installed training/weights/methods ## measure these methods beside the embedded model: two hours
+	$(UNSEEN)
+	$(BIN)/bolid-train unpack --runs runs/table
+	cp -r training/weights/methods/. runs/table
+	$(call engines,$(METHODS),runs/table)
 	$(BIN)/bolid-eval compare $(call rows,$(METHODS)) $(call rows_with_guider,$(WITHOUT_POSE)) \
 		embedded=embedded embedded_2=embedded@references=2 $(EXAM) \
 		-o docs/results/comparison.json --figure docs/images/comparison.png --columns $(IN_FIGURE)
+	$(BIN)/python benchmarks/tables.py
+
+ablations: methods ## BoLID without its parts, trained and measured after `make methods`: hours
+	$(UNSEEN)
+	$(call teach_words,$(OTHER_BUDGETS))
+	$(call train,$(ABLATIONS))
+	$(call engines,bolid $(ABLATIONS),runs/avatar)
 	$(BIN)/bolid-eval compare $(call rows,bolid $(ABLATIONS)) $(EXAM) -o docs/results/ablations.json
 	$(BIN)/python benchmarks/tables.py
 
 sampling: $(DEV)/.installed ## the embedded model's four steps, 25 guided ones and the best of several: half an hour
-	$(BIN)/bolid-train data --out runs/unseen --identities 12000 --views 3 --seed 1 --splits test
+	$(UNSEEN)
 	$(BIN)/bolid-train unpack --runs runs/sampling
 	$(BIN)/bolid-train assemble --runs runs/sampling --guided
 	$(BIN)/bolid-export --model runs/sampling/guided/checkpoint --precision fp32 --force -o runs/sampling/guided/engines
