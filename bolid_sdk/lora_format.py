@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -65,10 +65,20 @@ def parse_lora(text: str) -> tuple[Path, float]:
     return path, weight
 
 
-def settings_beside(path: Path) -> str | None:
-    """PEFT keeps alpha and the like in a file of its own."""
+def settings_beside(path: Path, keys: Iterable[str]) -> str | None:
+    """PEFT keeps alpha and the like in a file of its own. Raises InputError when it cannot be read.
+
+    `keys` are those of the file at `path`: one that others wrote may lie in a folder with PEFT's.
+    """
     beside = path.with_name(PEFT_CONFIG)
-    return beside.read_text(encoding="utf-8") if beside.is_file() else None
+    if not _named_by_peft(keys) or not beside.is_file():
+        return None
+    try:
+        return beside.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{beside}, the settings of {path.name}, cannot be read ({error}); get that file again"
+        ) from error
 
 
 def parse_settings(text: str | None, file: str) -> dict[str, Any]:
@@ -106,9 +116,13 @@ def read_changes(
             f"{file}: {len(unknown)} of {len(state)} keys have no place in this model: {listed(unknown)}; expected a "
             f"LoRA of this family, named as diffusers, PEFT or kohya do{hint}"
         )
-    if any(key.startswith(PEFT_PREFIX) for key in state) and not settings:
+    if _named_by_peft(state) and not settings:
         raise InputError(f"{file} is PEFT's, whose alpha is in {PEFT_CONFIG}; put that file beside it")
     return {layer: _low_rank(file, layer, parts, settings) for layer, parts in found.items()}
+
+
+def _named_by_peft(keys: Iterable[str]) -> bool:
+    return any(key.startswith(PEFT_PREFIX) for key in keys)
 
 
 def _low_rank(file: str, layer: str, parts: Mapping[str, T], settings: Mapping[str, Any]) -> LowRank[T]:

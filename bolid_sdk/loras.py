@@ -25,7 +25,7 @@ from bolid_sdk.errors import InputError
 from bolid_sdk.kept import Kept
 from bolid_sdk.lora_format import HEADER, LowRank, parse_settings, read_changes, settings_beside
 from bolid_sdk.lora_names import names_in_files
-from bolid_sdk.safetensors_file import read_safetensors
+from bolid_sdk.safetensors_file import read_safetensors, tensor_names
 
 FloatArray: TypeAlias = NDArray[np.float32]
 
@@ -43,7 +43,7 @@ OTHERS = (
 class Lora:
     """A LoRA file that has been read for one bundle: a value for any number of requests.
 
-    `digest` is the sha256 of the file and of settings beside it, `rank` the largest of any layer.
+    `digest` is the sha256 of the file and of its settings beside it, `rank` the largest of any layer.
     """
 
     name: str
@@ -96,7 +96,8 @@ class Loras:
                 raise InputError(f"the LoRA {source.name} was loaded for another model; load its file with this one")
             return source
         path = Path(source)
-        content, settings = _content(path), settings_beside(path)
+        content = _content(path)
+        settings = settings_beside(path, tensor_names(content, str(path)))
         digest = hashlib.sha256(content + (settings or "").encode()).hexdigest()
         lora = self._files.get(digest, lambda: self._read(path, content, settings, digest))
         # what is kept may have come under another name

@@ -61,7 +61,8 @@ def fuse_loras(base: Base, loras: Sequence[Lora]) -> None:
 def read_lora(path: Path, modules: Mapping[str, nn.Module]) -> dict[str, LowRank]:
     """The file's changes by module. Raises InputError that lists keys without a place."""
     state = read_tensors(path)
-    settings = lora_format.parse_settings(lora_format.settings_beside(path) or _header(path), str(path))
+    beside = lora_format.settings_beside(path, state)
+    settings = lora_format.parse_settings(beside or _header(path), str(path))
     changes = lora_format.read_changes(state, settings, names_in_files(modules), str(path))
     return {name: LowRank(**vars(change)) for name, change in changes.items()}
 

@@ -1,5 +1,6 @@
 """LoRA files without PyTorch: read as the safetensors library and diffusers read them, stacked as arithmetic says."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import save
 from bolid_sdk.contracts import LORA_DOWN, LORA_UP, LoraLayer, Sizes
 from bolid_sdk.errors import BundleError, InputError
 from bolid_sdk.kept import Kept
+from bolid_sdk.lora_format import HEADER, PEFT_CONFIG, PEFT_PREFIX
 from bolid_sdk.lora_names import names_in_files, original_names
 from bolid_sdk.loras import Loras
 from bolid_sdk.manifest import Manifest
@@ -185,6 +187,41 @@ def test_stacks_cannot_be_written_to_and_are_made_once(sizes, tmp_path):
         loras.stack([(file, 1e300)])
     with pytest.raises(InputError, match="loaded for another model"):
         Loras(Sizes.from_dict({**sizes.to_dict(), "lora_layers": LAYERS[:2]})).load(loras.load(file))
+
+
+def low_rank(name):
+    return {f"{name}.lora_A.weight": torch.ones(2, 3), f"{name}.lora_B.weight": torch.ones(4, 2)}
+
+
+def test_settings_of_another_lora_in_the_folder_change_nothing(sizes, tmp_path):
+    """Only PEFT's files have their alpha beside them: others say it themselves, or it is their rank."""
+    file, beside = tmp_path / "one.safetensors", tmp_path / PEFT_CONFIG
+    for header, scale in ((None, 1.0), ({HEADER: json.dumps({"unet.lora_alpha": 1})}, 0.5)):
+        file.write_bytes(save(low_rank(LAYERS[0].name), metadata=header))
+        digests = set()
+        for content in (None, b'{"lora_alpha": 64}', b'{"use_dora": true}', b"\xff"):
+            beside.unlink(missing_ok=True)
+            if content is not None:
+                beside.write_bytes(content)
+            lora = Loras(sizes).load(file)
+            assert lora.changes[LAYERS[0].name].scale == scale
+            digests.add(lora.digest)
+        assert digests == {hashlib.sha256(file.read_bytes()).hexdigest()}
+
+
+def test_settings_of_pefts_files_lie_beside_them(sizes, tmp_path):
+    file, beside, loras = tmp_path / "one.safetensors", tmp_path / PEFT_CONFIG, Loras(sizes)
+    file.write_bytes(save(low_rank(PEFT_PREFIX + LAYERS[0].name.removeprefix("unet."))))
+    digests = set()
+    for alpha in (1, 64):
+        beside.write_text(json.dumps({"lora_alpha": alpha}))
+        lora = loras.load(file)
+        assert lora.changes[LAYERS[0].name].scale == alpha / 2
+        digests.add(lora.digest)
+    assert len(digests) == 2
+    beside.write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"adapter_config\.json, the settings of one\.safetensors, cannot be read"):
+        loras.load(file)
 
 
 def test_manifests_say_what_graphs_take(sizes, tiny_bundle):

@@ -119,6 +119,12 @@ def test_fusing_adds_the_product_of_the_matrices(base, style, tmp_path):
             assert torch.equal(tensor, before[name]), f"{name} is not in the file"
 
 
+@pytest.mark.parametrize("style", ["diffusers", "kohya", "old"])
+def test_settings_of_another_lora_in_the_folder_change_nothing(base, style, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 64, "r": RANK}))
+    test_fusing_adds_the_product_of_the_matrices(base, style, tmp_path)
+
+
 def all_weights(base):
     networks = {"unet": base.unet, "text_encoder": base.text_encoder}
     return {f"{n}.{name}": tensor for n, root in networks.items() for name, tensor in root.state_dict().items()}
