@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -106,8 +107,18 @@ class BackendEntry:
         return all(_is_installed(module) for module in (self.needs, *self.also_needs))
 
     def open(self, device: str, threads: int | None) -> Backend:
-        factory = getattr(importlib.import_module(self.module), self.factory)
+        """Raises BackendError."""
+        factory = getattr(self._import(), self.factory)
         return cast(Callable[[str, int | None], Backend], factory)(device, threads)
+
+    def _import(self) -> ModuleType:
+        try:
+            return importlib.import_module(self.module)
+        # libraries fail as they like: with a missing shared object, for another NumPy, for this processor
+        except (ImportError, OSError, RuntimeError) as error:
+            raise BackendError(
+                f"{self.name} is installed but cannot be imported ({error}); install it again: {self.install}"
+            ) from error
 
 
 BACKENDS: tuple[BackendEntry, ...] = (

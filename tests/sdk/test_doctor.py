@@ -11,6 +11,8 @@ import pytest
 from click.testing import CliRunner
 from onnx import numpy_helper
 
+from bolid_sdk import backends
+from bolid_sdk import doctor as sdk_doctor
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.bundle_check import MIN_COSINE, check_bundle, min_cosine
 from bolid_sdk.cli import doctor
@@ -152,6 +154,18 @@ def test_a_backend_that_is_missing(tiny_bundle):
     outcome = run(tiny_bundle.path, "--backend", "tensorflow")
     assert outcome.exit_code == 2
     assert "error: unknown backend 'tensorflow'; installed: onnxruntime" in outcome.stdout
+
+
+def test_a_backend_that_is_broken_is_told_and_another_one_runs(tiny_bundle, tmp_path, monkeypatch):
+    (tmp_path / "broken_library.py").write_text("raise ImportError('libcore.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    needs = {"module": "broken_library", "needs": "broken_library"}
+    entries = (backends.BackendEntry(name="other", install="pip install other", **needs), *backends.BACKENDS)
+    for module in (backends, sdk_doctor):
+        monkeypatch.setattr(module, "BACKENDS", entries)
+    outcome = run(tiny_bundle.path)
+    assert outcome.exit_code == 0, outcome.output
+    assert "absent  other: other is installed but cannot be imported (libcore.so" in outcome.stdout
 
 
 def test_a_graph_that_does_not_load_hides_no_other(make_bundle, tiny_files, tmp_path):

@@ -287,6 +287,21 @@ def test_a_backend_that_is_not_installed_says_how(tiny_bundle, monkeypatch):
         Generator(tiny_bundle.path, backend="other")
 
 
+@pytest.mark.parametrize("failure", ["ImportError", "OSError", "RuntimeError"])
+def test_a_backend_that_is_installed_and_broken_is_passed_over(tiny_bundle, tmp_path, monkeypatch, failure):
+    from bolid_sdk import backends
+
+    name = f"broken_{failure.lower()}"
+    (tmp_path / f"{name}.py").write_text(f"raise {failure}('libcore.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    broken = backends.BackendEntry(name="other", module=name, needs=name, install="pip install other")
+    monkeypatch.setattr(backends, "BACKENDS", (broken, *backends.BACKENDS))
+    assert backends.open_backend().description.startswith("onnxruntime")
+    why = r"other is installed but cannot be imported \(libcore\.so: .*\); install it again: pip install other"
+    with pytest.raises(BackendError, match=why):
+        Generator(tiny_bundle.path, backend="other")
+
+
 def test_models_without_pose_and_image_prompt(make_bundle, tiny_files, reference):
     """Optional graphs may be absent; the identity then sees whole pictures."""
     from bolid_sdk.contracts import graph_specs
