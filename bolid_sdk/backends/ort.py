@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,23 +38,25 @@ class OrtTensor:
 class OrtLoop:
     """An IO binding: constants are uploaded once, and what the loop carries never visits the host."""
 
-    def __init__(self, session: Any, outputs: tuple[str, ...], constants: Mapping[str, Array], device: str, index: int):
-        self._session, self._outputs = session, outputs
-        self._device, self._index = device, index
-        self._binding = session.io_binding()
+    def __init__(self, engine: OrtEngine, constants: Mapping[str, Array], outputs: tuple[str, ...]) -> None:
+        self._engine, self._outputs = engine, outputs
+        self._binding = engine.session.io_binding()
         # A binding keeps addresses, not references: what it reads has to outlive the run.
         self._held: dict[str, Any] = {}
         self._spares: list[Any] = []
-        for name, array in constants.items():
-            self._bind_input(name, array)
+        with _failures_of(engine.name):
+            for name, array in constants.items():
+                self._bind_input(name, array)
 
     def run(self, inputs: Mapping[str, Tensor | Array]) -> dict[str, Tensor]:
-        for name, value in inputs.items():
-            self._bind_input(name, value)
-        for name in self._outputs:
-            self._bind_output(name)
-        self._session.run_with_iobinding(self._binding)
-        values = dict(zip(self._outputs, self._binding.get_outputs(), strict=True))
+        """Raises BackendError."""
+        with _failures_of(self._engine.name):
+            for name, value in inputs.items():
+                self._bind_input(name, value)
+            for name in self._outputs:
+                self._bind_output(name)
+            self._engine.session.run_with_iobinding(self._binding)
+            values = dict(zip(self._outputs, self._binding.get_outputs(), strict=True))
         if RECYCLED_OUTPUT in values:
             self._spares.append(values[RECYCLED_OUTPUT])
         return {name: OrtTensor(value) for name, value in values.items()}
@@ -67,26 +70,31 @@ class OrtLoop:
         if name == RECYCLED_OUTPUT and len(self._spares) == 2:
             self._binding.bind_ortvalue_output(name, self._spares.pop(0))
         else:
-            self._binding.bind_output(name, self._device, self._index)
+            self._binding.bind_output(name, self._engine.device, self._engine.index)
 
     def _upload(self, array: Array) -> Any:
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, self._index)
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._engine.device, self._engine.index)
 
 
 class OrtEngine:
     """An inference session. ONNX Runtime's sessions may run in several threads at once."""
 
     def __init__(self, session: Any, spec: GraphSpec, device: str, index: int) -> None:
-        self._session, self.spec = session, spec
-        self._device, self._index = device, index
+        self.session, self.spec = session, spec
+        self.device, self.index = device, index
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Raises BackendError."""
         names = self.spec.output_names
-        return dict(zip(names, self._session.run(list(names), dict(inputs)), strict=True))
+        with _failures_of(self.name):
+            return dict(zip(names, self.session.run(list(names), dict(inputs)), strict=True))
 
     def bind(self, constants: Mapping[str, Array], outputs: Collection[str] | None = None) -> Loop:
-        names = wanted_outputs(self.spec, outputs)
-        return OrtLoop(self._session, names, constants, self._device, self._index)
+        return OrtLoop(self, constants, wanted_outputs(self.spec, outputs))
 
 
 class OrtBackend:
@@ -112,9 +120,8 @@ class OrtBackend:
             return ort.InferenceSession(str(path), self._options(), providers=self._providers())
         # ONNX Runtime's exceptions share no base below Exception.
         except Exception as error:
-            reason = str(error).splitlines()[0]
             raise BundleError(
-                f"{path} cannot be loaded by {self.description}: {reason}; check the bundle with bolid-doctor"
+                f"{path} cannot be loaded by {self.description}: {_reason(error)}; check the bundle with bolid-doctor"
             ) from error
 
     def _options(self) -> Any:
@@ -182,7 +189,7 @@ def _probe(backend: OrtBackend) -> None:
     try:
         ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", backend.index)
     except Exception as error:
-        raise BackendError(f"CUDA device {backend.index} does not work ({str(error).splitlines()[0]})") from error
+        raise BackendError(f"CUDA device {backend.index} does not work ({_reason(error)})") from error
 
 
 def _check_signature(session: Any, spec: GraphSpec, path: Path) -> None:
@@ -195,3 +202,16 @@ def _check_signature(session: Any, spec: GraphSpec, path: Path) -> None:
             raise BundleError(
                 f"{path.name} has the {kind} {names}; the manifest promises {list(expected)}: export the bundle again"
             )
+
+
+@contextmanager
+def _failures_of(graph: str) -> Iterator[None]:
+    """Raises BackendError for whatever ONNX Runtime raises inside."""
+    try:
+        yield
+    except Exception as error:
+        raise BackendError(f"onnxruntime cannot run {graph}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

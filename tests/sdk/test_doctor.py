@@ -128,6 +128,16 @@ def test_stored_outputs_of_another_shape(with_golden, tiny_files):
     assert run(with_golden(text_states(tiny_files)[:, :5]).path).exit_code == 2
 
 
+def test_stored_inputs_that_a_graph_refuses_hide_no_other_graph(make_bundle, tiny_files, tmp_path):
+    arrays = {"inputs/input_ids": np.ones((1, 5), np.int64), "outputs/encoder_hidden_states": text_states(tiny_files)}
+    np.savez(tmp_path / "golden.npz", **{f"text_encoder/{name}": array for name, array in arrays.items()})
+    bundle = make_bundle({**tiny_files, "golden.npz": tmp_path / "golden.npz"}, golden="golden.npz")
+    outcome = run(bundle.path, "--backend", "onnxruntime")
+    assert outcome.exit_code == 2
+    assert "onnxruntime cannot run text_encoder: " in outcome.stdout
+    assert "denoiser: loads in" in outcome.stdout
+
+
 def test_the_tolerance_depends_on_the_precision(with_golden, tiny_files):
     """A perturbation of cosine 0.9995 is a fault in fp32, and rounding in fp16."""
     exact = text_states(tiny_files)
