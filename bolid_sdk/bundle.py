@@ -49,7 +49,7 @@ class Bundle:
         content = _read_manifest(folder)
         try:
             values = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(
                 f"{folder / MANIFEST_NAME} is not valid JSON ({error}); export the bundle again"
             ) from error

@@ -183,7 +183,7 @@ def _pose(text: str) -> Any:
         return path
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--pose {text} cannot be read ({error}); expected a JSON list of 12 keypoints") from None
 
 

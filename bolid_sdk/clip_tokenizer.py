@@ -74,7 +74,7 @@ class ClipTokenizer:
             content = json.loads(path.read_text(encoding="utf-8"))
             self._check(content, path)
             self._read(content)
-        except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
             raise BundleError(f"{path} is no tokenizer ({error!r}); export the bundle again") from error
         self._word_ids = lru_cache(KEPT_WORDS)(self._encode_word)
 

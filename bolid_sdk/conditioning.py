@@ -16,7 +16,7 @@ from bolid_sdk.backends import Array
 from bolid_sdk.blank import blank_patch_tokens
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.contracts import KEYPOINTS, Sizes
-from bolid_sdk.errors import InputError
+from bolid_sdk.errors import BundleError, InputError
 from bolid_sdk.face_map import draw_face_map
 from bolid_sdk.graphs import Graphs
 from bolid_sdk.identity import unconditional_tokens
@@ -164,6 +164,7 @@ class Conditioner:
             if pose is not None and features and scale != 0:
                 keypoints = np.ascontiguousarray(pose.fitted(width / height), np.float32).tobytes()
                 for target, values in zip(features, self._pose_features(keypoints, width, height), strict=True):
+                    _check_fit(values, target[index])
                     target[index] = values * np.float32(scale)
         guided = {
             f"pose_features_{level}": self._guided(values, np.zeros_like(values[0]), branches)
@@ -238,6 +239,14 @@ def _pose_features(graphs: Graphs, keypoints: bytes, width: int, height: int) ->
     for values in features:
         check_finite(values, "the pose guider")
     return [np.asarray(values[0], np.float32) for values in features]
+
+
+def _check_fit(features: FloatArray, place: FloatArray) -> None:
+    if features.shape != place.shape:
+        raise BundleError(
+            f"the pose guider gave features {list(features.shape)}; vae_factor and pose_divisors of the manifest "
+            f"promise {list(place.shape)}: export the bundle again"
+        )
 
 
 def layer_scales(value: Scale, layers: int, name: str) -> FloatArray:

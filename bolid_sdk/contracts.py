@@ -141,11 +141,20 @@ class Sizes:
     """What these LoRAs may change, in the order of the rows of `lora_down` and `lora_up`."""
 
     def __post_init__(self) -> None:
+        self._check_sides()
         if bool(self.lora_rank) != bool(self.lora_layers) or self.lora_rank < 0:
             raise ValueError(f"lora_rank {self.lora_rank} does not fit {len(self.lora_layers)} lora_layers")
         divisors = self.pose_divisors
         if divisors and (len(divisors) != len(self.pose_channels) or min(divisors) < 1):
             raise ValueError(f"pose_divisors {divisors} do not fit {len(self.pose_channels)} pose features")
+
+    def _check_sides(self) -> None:
+        """Raises ValueError."""
+        for name in ("vae_factor", "size_step", "min_side", "native_height", "native_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected at least 1")
+        if self.size_step % self.vae_factor:
+            raise ValueError(f"size_step {self.size_step} is no multiple of vae_factor {self.vae_factor}")
 
     @property
     def identity_axis(self) -> Axis:

@@ -85,7 +85,7 @@ def parse_settings(text: str | None, file: str) -> dict[str, Any]:
     """PEFT's settings, from beside the file or from its header (`HEADER`). Raises InputError for variants of LoRA."""
     try:
         settings = json.loads(text or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"the settings of {file} are not valid JSON ({error}); get the file again") from error
     if not isinstance(settings, dict):
         raise InputError(f"the settings of {file} are no JSON object; get the file again")

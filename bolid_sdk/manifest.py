@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from bolid_sdk.built_engine import BuiltEngine
 from bolid_sdk.contracts import GraphSpec, Sizes, TensorSpec, graph_specs
@@ -14,6 +15,10 @@ from bolid_sdk.sampling import ResolvedSampling
 from bolid_sdk.schedule import NoiseSchedule
 
 SCHEMA = 1
+
+EXPECTED = {int: "a whole number", float: "a finite number", str: "text"}
+LARGEST: Mapping[Any, float] = {int: sys.maxsize, float: sys.float_info.max}
+"""Python reads whole numbers of any size, and infinity and NaN, which are no JSON."""
 
 T = TypeVar("T")
 
@@ -170,6 +175,13 @@ class Manifest:
 
     @classmethod
     def _parse(cls, values: dict[str, Any]) -> Manifest:
+        _check_scalars("it", cls, values)
+        _check_scalars("sizes", Sizes, values["sizes"])
+        _check_scalars("noise_schedule", NoiseSchedule, values["noise_schedule"])
+        for name in ("tokenizer", "tokenizer_2"):
+            _check_scalars(name, TokenizerEntry, values.get(name, {}))
+        for name, entry in values["files"].items():
+            _check_scalars(f"files[{name!r}]", FileEntry, entry)
         parsed = {
             **values,
             "sizes": Sizes.from_dict(values["sizes"]),
@@ -181,7 +193,7 @@ class Manifest:
             "files": {_safe(name): FileEntry(**entry) for name, entry in values["files"].items()},
             "image_mean": _three(values["image_mean"]),
             "image_std": _three(values["image_std"]),
-            "pose_threshold": float(values["pose_threshold"]),
+            "pose_threshold": _threshold(values["pose_threshold"]),
         }
         manifest = cls(**parsed)
         manifest.check()
@@ -236,6 +248,27 @@ def capabilities(graphs: Collection[str], sizes: Sizes) -> tuple[str, ...]:
         "loras": bool(sizes.lora_rank),
     }
     return tuple(name for name, there in present.items() if there)
+
+
+def _check_scalars(where: str, kind: type[Any], values: Mapping[str, Any]) -> None:
+    """Raises BundleError for the first number or text that is not what the field of the dataclass `kind` holds."""
+    for name, hint in get_type_hints(kind).items():
+        if hint in EXPECTED and name in values and not _fits(values[name], hint):
+            raise BundleError(
+                f"{where} has {name}={values[name]!r}; expected {EXPECTED[hint]}: export the bundle again"
+            )
+
+
+def _fits(value: Any, hint: type[Any]) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float if hint is float else hint):
+        return False
+    return hint is str or abs(value) <= LARGEST[hint]
+
+
+def _threshold(value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        raise BundleError(f"pose_threshold is {value}; expected a number from 0 to 1: export the bundle again")
+    return float(value)
 
 
 def _graph(name: str, values: dict[str, Any]) -> GraphEntry:

@@ -59,6 +59,8 @@ class NoiseSchedule:
         _check_choice("beta schedule", self.beta_schedule, get_args(BetaSchedule))
         if self.beta_schedule == "trained" and not self.trained_betas:
             raise InputError("beta_schedule 'trained' came without trained_betas; expected one beta for each timestep")
+        if not all(isinstance(beta, int | float) for beta in self.trained_betas or ()):
+            raise InputError("trained_betas are not all numbers; expected one beta for each timestep")
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)

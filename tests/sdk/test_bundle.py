@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bolid_sdk.built_engine import BuiltEngine, EngineKey
 from bolid_sdk.bundle import Bundle, open_bundle, write_bundle
 from bolid_sdk.errors import BundleError, OutputError
+from bolid_sdk.generator import Generator
 from bolid_sdk.manifest import Manifest
 
 
@@ -93,7 +94,38 @@ def test_a_failed_write_leaves_nothing(tiny_bundle, tiny_files, tmp_path):
         (lambda m: m["sizes"].update(pose_divisors=[1]), "do not fit 2 pose features"),
         (lambda m: m["files"]["tokenizer.json"].update(bytes=1), "has .* bytes"),
         (lambda m: m["files"].update({"absent.onnx": {"bytes": 1, "sha256": "0"}}), "missing"),
+        (
+            lambda m: m["files"]["tokenizer.json"].update(bytes="3"),
+            r"files\['tokenizer.json'\] has bytes='3'; expected a",
+        ),
+        (lambda m: m["files"]["tokenizer.json"].update(sha256=5), "has sha256=5; expected text"),
+        (lambda m: m["sizes"].update(native_width="64"), "sizes has native_width='64'; expected a whole number"),
+        (lambda m: m["sizes"].update(native_width=64.0), "native_width=64.0; expected a whole number"),
+        (lambda m: m["sizes"].update(native_width=10**400), "native_width=10{400}; expected a whole number"),
+        (lambda m: m["sizes"].update(native_height=True), "native_height=True; expected a whole number"),
+        (lambda m: m["sizes"].update(native_height=0), "native_height is 0; expected at least 1"),
+        (lambda m: m["sizes"].update(vae_factor=0), "vae_factor is 0; expected at least 1"),
+        (lambda m: m["sizes"].update(vae_factor=7), "size_step 32 is no multiple of vae_factor 7"),
+        (lambda m: m["sizes"].update(size_step=-32), "size_step is -32; expected at least 1"),
         (lambda m: m["noise_schedule"].update(prediction_type="wish"), "prediction type"),
+        (
+            lambda m: m["noise_schedule"].update(num_train_timesteps="5"),
+            "num_train_timesteps='5'; expected a whole num",
+        ),
+        (lambda m: m["noise_schedule"].update(beta_start="a"), "noise_schedule has beta_start='a'; expected a finite"),
+        (lambda m: m["noise_schedule"].update(beta_start=10**400), "expected a finite number"),
+        (lambda m: m["noise_schedule"].update(beta_end=float("nan")), "beta_end=nan; expected a finite number"),
+        (
+            lambda m: m["noise_schedule"].update(timestep_scaling=float("inf")),
+            "timestep_scaling=inf; expected a finite",
+        ),
+        (lambda m: m["noise_schedule"].update(trained_betas=["a"]), "trained_betas are not all numbers"),
+        (lambda m: m.update(pose_threshold=float("nan")), "pose_threshold=nan; expected a finite number"),
+        (lambda m: m.update(pose_threshold="0.3"), "pose_threshold='0.3'; expected a finite number"),
+        (lambda m: m.update(pose_threshold=1.5), "pose_threshold is 1.5; expected a number from 0 to 1"),
+        (lambda m: m.update(pose_threshold=-0.1), "pose_threshold is -0.1; expected"),
+        (lambda m: m["tokenizer"].update(pad_id="a"), "tokenizer has pad_id='a'; expected a whole number"),
+        (lambda m: m.update(precision=[]), r"precision=\[\]; expected text"),
         (lambda m: m["sampling"].update(steps=0), "steps=0"),
         (lambda m: m.update(image_mean=[0.5]), "unusable"),
         (lambda m: m.update(graphs=[]), "unusable"),
@@ -102,6 +134,28 @@ def test_a_failed_write_leaves_nothing(tiny_bundle, tiny_files, tmp_path):
 def test_a_wrong_manifest_is_explained(copy, change, message):
     edit(copy, change)
     with pytest.raises(BundleError, match=message):
+        Bundle.open(copy)
+
+
+@pytest.mark.parametrize("values", [{"beta_start": 0, "beta_end": 1}, {"trained_betas": [0, 0.5]}])
+def test_whole_numbers_are_numbers(copy, values):
+    edit(copy, lambda m: m["noise_schedule"].update(values))
+    edit(copy, lambda m: m.update(pose_threshold=1))
+    assert Bundle.open(copy).manifest.pose_threshold == 1.0
+
+
+def test_a_vae_factor_that_is_not_the_graphs_is_named(copy, reference):
+    """No signature has it: their sides are dynamic."""
+    edit(copy, lambda m: m["sizes"].update(vae_factor=4))
+    with pytest.raises(
+        BundleError, match=r"pose guider gave features \[6, 8, 8\]; vae_factor .* \[6, 16, 16\]: export"
+    ):
+        Generator(copy, backend="onnxruntime", threads=1)(reference, "walking")
+
+
+def test_a_manifest_nested_without_end_is_no_json(copy):
+    (copy / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(BundleError, match="is not valid JSON"):
         Bundle.open(copy)
 
 

@@ -106,6 +106,13 @@ def test_mistakes_are_one_line_and_exit_code_2(run, arguments, changes, message)
     assert message in outcome.stderr
 
 
+def test_a_pose_nested_without_end_is_a_mistake_too(run, tmp_path):
+    (tmp_path / "pose.json").write_text("[" * 100_000)
+    outcome = run("--pose", tmp_path / "pose.json")
+    assert outcome.exit_code == 2
+    assert "pose.json cannot be read" in outcome.stderr
+
+
 def test_a_failed_run_leaves_the_old_picture(run, tmp_path):
     (tmp_path / "out.png").write_bytes(b"precious")
     assert run("--steps", 0).exit_code == 2

@@ -213,7 +213,7 @@ def test_inconsistent_files_are_explained(tmp_path, change):
         ClipTokenizer(changed(tmp_path / "tokenizer.json", change))
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000])
 def test_files_that_are_no_tokenizer_are_explained(tmp_path, content):
     file = tmp_path / "tokenizer.json"
     file.write_bytes(content)

@@ -219,6 +219,9 @@ def test_settings_of_pefts_files_lie_beside_them(sizes, tmp_path):
         assert lora.changes[LAYERS[0].name].scale == alpha / 2
         digests.add(lora.digest)
     assert len(digests) == 2
+    beside.write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"the settings of .*one\.safetensors are not valid JSON"):
+        loras.load(file)
     beside.write_bytes(b"\xff")
     with pytest.raises(InputError, match=r"adapter_config\.json, the settings of one\.safetensors, cannot be read"):
         loras.load(file)
