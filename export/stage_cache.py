@@ -131,13 +131,23 @@ def trim(folder: Path, limit: int, *, keep: Path) -> None:
     others = sorted(_ages(other for other in folder.glob("*") if other != keep), reverse=True)
     total = 0
     for _, other in others:
-        total += sum(file.stat().st_size for file in other.glob("*"))
+        total += sum(_sizes(other.glob("*")))
         if total > limit:
             shutil.rmtree(other, ignore_errors=True)
 
 
 def _ages(folders: Iterable[Path]) -> Iterator[tuple[float, Path]]:
-    return ((folder.stat().st_mtime, folder) for folder in folders)
+    """Without those that another export has deleted meanwhile."""
+    for folder in folders:
+        with suppress(OSError):
+            yield folder.stat().st_mtime, folder
+
+
+def _sizes(files: Iterable[Path]) -> Iterator[int]:
+    """Likewise."""
+    for file in files:
+        with suppress(OSError):
+            yield file.stat().st_size
 
 
 def _tensors(graphs: Mapping[str, Graph]) -> Iterator[tuple[str, Tensor]]:

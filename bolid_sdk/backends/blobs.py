@@ -6,7 +6,8 @@ import hashlib
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 @dataclass(frozen=True, kw_only=True)
 class Blobs:
-    """A folder of compiled graphs of at most `limit` bytes in all."""
+    """A folder of compiled graphs of at most `limit` bytes in all. Other processes, and users, may share it."""
 
     folder: Path
     limit: int
@@ -48,7 +49,8 @@ class Blobs:
             return None
         if mapped[-TRAILER_BYTES:] != trailer(max(0, len(mapped) - TRAILER_BYTES)):
             return None
-        os.utime(path)
+        with suppress(OSError):  # deleted meanwhile, or another user's
+            os.utime(path)
         return mapped
 
     def write(self, path: Path, content: memoryview) -> None:
@@ -61,12 +63,13 @@ class Blobs:
 
     def trim(self) -> None:
         """Deletes the least recently used blobs above the limit; one in use keeps its memory."""
-        files = sorted(((f.stat().st_mtime, f.stat().st_size, f) for f in self.folder.glob("*.blob")), reverse=True)
+        files = sorted(_last_uses(self.folder.glob("*.blob")), reverse=True)
         total = 0
         for _, size, file in files:
             total += size
             if total > self.limit and file != files[0][2]:
-                file.unlink(missing_ok=True)
+                with suppress(OSError):
+                    file.unlink()
 
     def digest(self, files: Iterable[Path]) -> str:
         """sha256 over the sha256 of `files`. Of large ones it is remembered by path, size and time of change."""
@@ -78,10 +81,12 @@ class Blobs:
             return _sha256(file)
         identity = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
         memory = self.folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.sha256"
-        if not memory.exists():
-            with atomic_file(memory) as output:
-                output.write(_sha256(file).encode())
-        return memory.read_text()
+        with suppress(OSError):
+            return memory.read_text()
+        digest = _sha256(file)
+        with suppress(OSError, OutputError), atomic_file(memory) as output:
+            output.write(digest.encode())
+        return digest
 
 
 def open_blobs(version: str) -> tuple[Blobs | None, tuple[str, ...]]:
@@ -112,6 +117,14 @@ def parse_limit(text: str | None) -> int:
 def trailer(length: int) -> bytes:
     """What a whole blob of `length` bytes ends with: a truncated one ends otherwise."""
     return MAGIC + length.to_bytes(8, "little")
+
+
+def _last_uses(files: Iterable[Path]) -> Iterator[tuple[float, int, Path]]:
+    """When each was used last, and its size; without those that another process has deleted meanwhile."""
+    for file in files:
+        with suppress(OSError):
+            status = file.stat()
+            yield status.st_mtime, status.st_size, file
 
 
 def _sha256(file: Path) -> str:

@@ -100,6 +100,16 @@ def test_the_oldest_are_given_up(tmp_path):
     trim(tmp_path / "none", 0, keep=tmp_path)
 
 
+def test_what_others_delete_meanwhile_is_passed_over(tmp_path):
+    folder_with(tmp_path / "old", a_onnx=b"x" * 100)
+    (tmp_path / "old" / "deleted.onnx").symlink_to("nowhere")
+    (tmp_path / "deleted").symlink_to("nowhere")
+    trim(tmp_path, 100, keep=tmp_path / "own")
+    assert (tmp_path / "old").exists()
+    trim(tmp_path, 99, keep=tmp_path / "own")
+    assert not (tmp_path / "old").exists()
+
+
 def test_the_digest_follows_from_everything(source, graphs, monkeypatch):
     before = content_digest(source, graphs, "fp32")
     assert content_digest(source, graphs, "fp32") == before
