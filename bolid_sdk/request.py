@@ -201,9 +201,10 @@ def _best_of(count: Any, pose: PoseSource, max_batch: int) -> int:
 def _seeds(seed: Any, count: int) -> tuple[int, ...]:
     if seed is None:
         seed = int(np.random.default_rng().integers(0, 2**32))
+    seed = seed.tolist() if isinstance(seed, np.ndarray) else seed
     if isinstance(seed, int | np.integer) and not isinstance(seed, bool):
         seeds = [int(seed) + index for index in range(count)]
-    elif isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str):
+    elif isinstance(seed, Sequence) and not isinstance(seed, str):
         seeds = [int(value) for value in seed if isinstance(value, int | np.integer)]
     else:
         seeds = []

@@ -27,6 +27,8 @@ from bolid_sdk.schedule import (
 FloatArray: TypeAlias = NDArray[np.float32]
 
 MAX_GUIDANCE = 100.0
+WHOLE_NUMBER = (int, np.integer)
+REAL = (*WHOLE_NUMBER, float, np.floating)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,10 @@ class ResolvedSampling:
         _check_choice("sampler", self.sampler, SAMPLERS)
         _check_choice("spacing", self.spacing, SPACINGS)
         _check_choice("caching", self.caching, CACHINGS)
-        # JSON has lists only
-        object.__setattr__(self, "guidance_interval", _interval(self.guidance_interval))
+        # of NumPy's numbers, and of JSON's lists, plain ones, which go into a picture's history
+        plain = {"steps": int(self.steps), "guidance": float(self.guidance), "eta": float(self.eta)}
+        for name, value in (plain | {"guidance_interval": _interval(self.guidance_interval)}).items():
+            object.__setattr__(self, name, value)
 
     @property
     def branches(self) -> int:
@@ -156,8 +160,9 @@ def check_finite(values: FloatArray, origin: str) -> None:
 
 def _interval(value: object) -> Interval:
     """Two fractions, the first smaller."""
+    value = value.tolist() if isinstance(value, np.ndarray) else value
     ends = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else ()
-    numbers = [end for end in ends if isinstance(end, int | float) and not isinstance(end, bool)]
+    numbers = [end for end in ends if isinstance(end, REAL) and not isinstance(end, bool)]
     if len(ends) != 2 or len(numbers) != 2 or not 0.0 <= numbers[0] < numbers[1] <= 1.0:
         raise InputError(f"guidance_interval={value!r} is unusable; expected (from, to) with 0 <= from < to <= 1")
     return float(numbers[0]), float(numbers[1])
@@ -169,7 +174,7 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def _check_number(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
-    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    kinds = WHOLE_NUMBER if whole else REAL
     fits = isinstance(value, kinds) and not isinstance(value, bool) and low <= cast(float, value) <= high
     if not fits:
         kind = "a whole number" if whole else "a number"

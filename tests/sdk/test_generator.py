@@ -87,6 +87,12 @@ def test_the_seed_decides_whatever_the_batch(generator, person):
     assert np.abs(pixels(together[0]) - pixels(together[1])).max() > 1
 
 
+def test_seeds_may_be_numpys(generator, person):
+    options = {"sampling": Sampling(steps=1)}
+    assert generator(person, PROMPT, seed=np.array(5), **options).seed == 5
+    assert [result.seed for result in generator.batch([(person, PROMPT)] * 2, seed=np.uint8([7, 3]), **options)] == [7, 3]
+
+
 def test_batches_are_cut_to_what_fits(tiny_bundle, person, generator):
     small = Generator(tiny_bundle.path, threads=1, max_batch=2)
     requests = [(person, "walking")] * 5
@@ -198,6 +204,8 @@ def test_threads_share_a_generator(generator, person):
         ({"seed": -1}, InputError, "seed"),
         ({"seed": 1.5}, InputError, "seed"),
         ({"seed": [1, 2]}, InputError, "seed"),
+        ({"seed": np.array(1.5)}, InputError, "seed"),
+        ({"seed": np.array([[1]])}, InputError, "seed"),
         ({"width": 100}, InputError, "multiples of 32 from 32 to 128"),
         ({"height": 256}, InputError, "height"),
         ({"original_size": (512, 512)}, InputError, "has no size conditioning"),

@@ -1,5 +1,8 @@
 """Sampling options, per-picture noise, and the loop's contract."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,6 +12,13 @@ from bolid_sdk.errors import InputError
 from bolid_sdk.sampling import NoiseSource, ResolvedSampling, Sampling
 
 DEFAULTS = ResolvedSampling(steps=4, guidance=3.0, sampler="euler", spacing="trailing")
+
+
+def test_numpys_numbers_become_plain_ones_that_json_knows():
+    numbers = {"steps": np.int64(2), "guidance": np.float32(2), "guidance_interval": np.array([0.25, 0.5])}
+    resolved = Sampling(**numbers).resolve(DEFAULTS)
+    assert json.loads(json.dumps(asdict(resolved)))["guidance_interval"] == [0.25, 0.5]
+    assert resolved == Sampling(steps=2, guidance=2.0, guidance_interval=(0.25, 0.5)).resolve(DEFAULTS)
 
 
 def test_none_keeps_the_bundles_defaults():
@@ -30,6 +40,8 @@ def test_none_keeps_the_bundles_defaults():
         {"guidance": float("inf")},
         {"eta": -0.1},
         {"eta": 1.1},
+        {"guidance_interval": np.array(0.5)},
+        {"guidance_interval": np.array([0.5, np.nan])},
         {"sampler": "ddpm"},
         {"spacing": "even"},
     ],
