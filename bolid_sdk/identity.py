@@ -17,13 +17,13 @@ from bolid_sdk.blank import blank_patch_tokens
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.contracts import KEYPOINTS, Sizes
 from bolid_sdk.crops import part_crops
-from bolid_sdk.errors import IdentityFileError, InputError, Notice
+from bolid_sdk.errors import IdentityFileError, InputError, Notice, PoseError
 from bolid_sdk.faces import Face, face_inputs, nobodys_face
 from bolid_sdk.files import atomic_file
 from bolid_sdk.graphs import Graphs
 from bolid_sdk.images import FloatArray, ImageSource, crop_resize, normalise, open_image
 from bolid_sdk.parts import centre_box
-from bolid_sdk.pose import Pose, detect_pose
+from bolid_sdk.pose import Pose, check_pose, detect_pose
 from bolid_sdk.sampling import check_finite
 
 __all__ = ["Identity", "identify", "unconditional_tokens"]
@@ -69,16 +69,25 @@ class Identity:
                 values = {name: arrays[name] for name in FIELDS}
         except FileNotFoundError:
             raise IdentityFileError(f"no such identity: {path}; expected a file written by Identity.save") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        # memory: a header may promise any number of values; RuntimeError: an archive may be locked by a password
+        except (OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile) as error:
             raise IdentityFileError(f"{path} is no identity ({error}); write it again with Identity.save") from error
         return _checked(values, path)
 
     def check(self, bundle: Bundle) -> None:
-        """Raises IdentityFileError when this identity comes from another encoder than the bundle's."""
+        """Raises IdentityFileError when this identity comes from another encoder than the bundle's, or is damaged."""
+        sizes = bundle.manifest.sizes
         if self.digest != bundle.identity_digest:
             raise IdentityFileError(
                 f"the identity was made by encoder {self.digest[:12]}, the bundle {bundle.manifest.name!r} has "
                 f"{bundle.identity_digest[:12]}; identify the person again with this bundle"
+            )
+        count, width = self.tokens.shape
+        views = 1 if sizes.parts > 1 else max(1, count // sizes.identity_tokens)
+        if (count, width) != (views * sizes.identity_tokens, sizes.context_width):
+            raise IdentityFileError(
+                f"the identity has {count} tokens of {width}; the bundle {bundle.manifest.name!r} reads "
+                f"{sizes.identity_tokens} of {sizes.context_width}: identify the person again"
             )
 
 
@@ -183,9 +192,15 @@ def _checked(values: dict[str, NDArray[np.generic]], path: str | os.PathLike[str
     shaped = tokens.ndim == 2 and keypoints.shape in ((0, 3), (KEYPOINTS, 3)) and aspect.ndim == digest.ndim == 0
     if not (numeric and shaped and all(np.isfinite(cast(FloatArray, a)).all() for a in (tokens, keypoints, aspect))):
         raise IdentityFileError(f"{path} does not hold the arrays of an identity; write it again with Identity.save")
-    return Identity(
+    identity = Identity(
         tokens=tokens.astype(np.float32),
         keypoints=keypoints.astype(np.float32) if len(keypoints) else None,
         aspect=float(cast(NDArray[np.float64], aspect)),
         digest=str(digest),
     )
+    try:
+        if identity.pose is not None:
+            check_pose(identity.pose)
+    except PoseError as error:
+        raise IdentityFileError(f"{path} is damaged: {error}; write it again with Identity.save") from error
+    return identity

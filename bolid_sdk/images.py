@@ -43,21 +43,16 @@ class Letterbox:
         mapped[..., 1] = (points[..., 1] - self.top) / self.height
         return mapped
 
-    def from_source(self, points: FloatArray) -> FloatArray:
-        """The inverse of `to_source`."""
-        mapped = points.copy()
-        mapped[..., 0] = points[..., 0] * self.width + self.left
-        mapped[..., 1] = points[..., 1] * self.height + self.top
-        return mapped
-
 
 def open_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Opens a path, a PIL image or a uint8 array [H, W, 3 or 1] as upright RGB without alpha (white shows through).
+    """Opens a path, a PIL image or a uint8 array [H, W], [H, W, 1] or [H, W, 3] as upright RGB.
 
-    The size in the header is checked before anything is decoded. Raises ImageError.
+    Without alpha: white shows through. The size in the header is checked before anything is decoded. Raises ImageError.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source)
+    if not isinstance(source, Image.Image | str | os.PathLike):
+        raise ImageError(f"{type(source).__name__} is no picture; expected a path, a PIL image or an array")
     path = "the given picture" if isinstance(source, Image.Image) else Path(source)
     try:
         with nullcontext(source) if isinstance(source, Image.Image) else Image.open(path, formats=FORMATS) as image:
@@ -131,6 +126,7 @@ def save_png(image: Image.Image, path: str | os.PathLike[str], metadata: Mapping
 
 
 def _from_array(array: NDArray[np.uint8]) -> Image.Image:
+    array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
     shape_fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)
     if array.dtype != np.uint8 or not shape_fits or 0 in array.shape:
         raise ImageError(f"an array of {array.dtype} {array.shape} is no picture; expected uint8 [height, width, 3]")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -106,6 +107,13 @@ def pose_from_array(values: ArrayLike, names: Sequence[str] = KEYPOINT_NAMES) ->
     if points.shape[1] == 2:
         points = np.concatenate([points, np.ones((count, 1), np.float32)], axis=1)
     return Pose(keypoints=points)
+
+
+def check_pose(pose: Pose, names: Sequence[str] = KEYPOINT_NAMES) -> Pose:
+    """The same pose, its keypoints float32 of these names. Raises PoseError."""
+    if pose.aspect is not None and not 0 < pose.aspect < math.inf:
+        raise PoseError(f"the pose's picture has the aspect {pose.aspect}; expected its width / height, or None")
+    return replace(pose_from_array(pose.keypoints, names), aspect=pose.aspect)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

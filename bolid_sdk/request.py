@@ -21,7 +21,7 @@ from bolid_sdk.images import FloatArray, ImageSource, open_image
 from bolid_sdk.loras import LoraRequest, LoraSource, check_loras
 from bolid_sdk.manifest import Manifest
 from bolid_sdk.orthogonal import NUM_ZERO, ORTHO, Ortho, checked_num_zero, orthogonality
-from bolid_sdk.pose import Pose, pose_from_array
+from bolid_sdk.pose import Pose, check_pose, pose_from_array
 from bolid_sdk.sampling import ResolvedSampling, Sampling
 
 MAX_SEED = 2**63 - 1
@@ -144,15 +144,17 @@ def read_face_pose(source: ImageSource | ArrayLike | Pose | None) -> Pose | None
     """A face's five keypoints, for an IdentityNet that sees a map of them. Raises PoseError."""
     if source is None:
         return None
-    points = source.keypoints if isinstance(source, Pose) else source
-    fits = pose_from_array(cast(ArrayLike, points), FACE_KEYPOINT_NAMES)
-    return source if isinstance(source, Pose) else fits
+    if isinstance(source, Pose):
+        return check_pose(source, FACE_KEYPOINT_NAMES)
+    return pose_from_array(cast(ArrayLike, source), FACE_KEYPOINT_NAMES)
 
 
 def read_pose(source: ImageSource | ArrayLike | Pose | None) -> Pose | Image.Image | None:
     """Tells keypoints from pictures: None, a Pose, or a picture still to be searched. Raises PoseError, ImageError."""
-    if source is None or isinstance(source, Pose):
-        return source
+    if source is None:
+        return None
+    if isinstance(source, Pose):
+        return check_pose(source)
     if isinstance(source, str | os.PathLike | Image.Image):
         return open_image(source)
     if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim == 3:

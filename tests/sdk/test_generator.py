@@ -1,8 +1,11 @@
 """The whole runtime on the tiny bundle."""
 
+import io
 import json
 import pickle
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +24,7 @@ from bolid_sdk.errors import (
 )
 from bolid_sdk.generator import Generator
 from bolid_sdk.identity import Identity
-from bolid_sdk.pose import pose_from_array
+from bolid_sdk.pose import Pose, pose_from_array
 from bolid_sdk.sampling import Sampling
 
 PROMPT = "sitting on a red sofa"
@@ -90,7 +93,10 @@ def test_the_seed_decides_whatever_the_batch(generator, person):
 def test_seeds_may_be_numpys(generator, person):
     options = {"sampling": Sampling(steps=1)}
     assert generator(person, PROMPT, seed=np.array(5), **options).seed == 5
-    assert [result.seed for result in generator.batch([(person, PROMPT)] * 2, seed=np.uint8([7, 3]), **options)] == [7, 3]
+    assert [result.seed for result in generator.batch([(person, PROMPT)] * 2, seed=np.uint8([7, 3]), **options)] == [
+        7,
+        3,
+    ]
 
 
 def test_batches_are_cut_to_what_fits(tiny_bundle, person, generator):
@@ -188,6 +194,40 @@ def test_damaged_identity_files_are_refused(person, tmp_path):
             Identity.load(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"aspect": 0.0}, "aspect 0.0"),
+        ({"aspect": -1.0}, "aspect -1.0"),
+        ({"keypoints": np.full((12, 3), 1e30, np.float32)}, "far outside"),
+    ],
+)
+def test_identities_with_impossible_poses_are_refused(person, tmp_path, change, message):
+    with pytest.raises(IdentityFileError, match=message):
+        Identity.load(replace(person, **change).save(tmp_path / "anna.npz"))
+
+
+@pytest.mark.parametrize("shape", [(0, 16), (3, 16), (8, 16), (4, 8)])
+def test_identities_with_other_tokens_are_refused(generator, person, shape):
+    with pytest.raises(IdentityFileError, match=f"has {shape[0]} tokens of {shape[1]}"):
+        generator(replace(person, tokens=np.zeros(shape, np.float32)), PROMPT)
+
+
+def test_identity_files_that_cannot_be_unpacked_are_refused(person, tmp_path):
+    path = person.save(tmp_path / "anna.npz")
+    locked, promising = bytearray(path.read_bytes()), io.BytesIO()
+    locked[locked.index(b"PK\x01\x02") + 8] |= 1  # the directory's flag of an archive with a password
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**13,)}
+    np.lib.format.write_array_header_1_0(promising, header)
+    with zipfile.ZipFile(tmp_path / "promising.npz", "w") as archive:
+        for name in ("tokens", "keypoints", "aspect", "digest"):
+            archive.writestr(f"{name}.npy", promising.getvalue())
+    (tmp_path / "locked.npz").write_bytes(locked)
+    for name in ("locked.npz", "promising.npz"):
+        with pytest.raises(IdentityFileError, match="write it again"):
+            Identity.load(tmp_path / name)
+
+
 def test_threads_share_a_generator(generator, person):
     def make(seed):
         return pixels(generator(person, PROMPT, seed=seed, sampling=Sampling(steps=6, sampler="lcm")))
@@ -217,8 +257,13 @@ def test_threads_share_a_generator(generator, person):
         ({"pose": [[0, 0]]}, PoseError, "12, 2"),
         ({"pose": [[float("nan")] * 2] * 12}, PoseError, "NaN"),
         ({"pose": [[300, 200]] * 12}, PoseError, "fractions"),
+        ({"pose": Pose(keypoints=np.zeros((5, 3), np.float32))}, PoseError, "12, 2"),
+        ({"pose": Pose(keypoints=np.full((12, 3), np.nan, np.float32))}, PoseError, "NaN"),
+        ({"pose": Pose(keypoints=np.zeros((12, 3), np.float32), aspect=0.0)}, PoseError, "aspect 0.0"),
+        ({"pose": Pose(keypoints=np.zeros((12, 3), np.float32), aspect=float("nan"))}, PoseError, "aspect nan"),
         ({"pose": "nowhere.png"}, ImageError, "no such picture"),
         ({"image_prompt": "nowhere.png"}, ImageError, "no such picture"),
+        ({"image_prompt": 5}, ImageError, "int is no picture"),
         ({"sampling": Sampling(steps=0)}, InputError, "steps=0"),
         ({"sampling": Sampling(steps=2.5)}, InputError, "whole number"),
         ({"sampling": Sampling(guidance=float("nan"))}, InputError, "guidance"),

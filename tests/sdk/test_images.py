@@ -101,10 +101,17 @@ def test_exif_turns_the_picture(tmp_path):
 
 
 def test_arrays_are_checked():
-    assert open_image(np.zeros((3, 5, 3), np.uint8)).size == (5, 3)
+    for shape in ((3, 5, 3), (3, 5, 1), (3, 5)):
+        assert open_image(np.full(shape, 7, np.uint8)).getcolors() == [(15, (7, 7, 7))]
     for array in (np.zeros((3, 5, 3), np.float32), np.zeros((3, 5, 4), np.uint8), np.zeros((0, 5, 3), np.uint8)):
         with pytest.raises(ImageError, match="is no picture"):
             open_image(array)
+
+
+@pytest.mark.parametrize("thing", [None, 5, object(), [1, 2]])
+def test_what_is_neither_path_nor_picture_is_named(thing):
+    with pytest.raises(ImageError, match=f"{type(thing).__name__} is no picture"):
+        open_image(thing)
 
 
 @settings(max_examples=60, deadline=None)
@@ -112,8 +119,9 @@ def test_arrays_are_checked():
 def test_letterbox_maps_points_back(width, height, target_width, target_height):
     boxed, place = letterbox(Image.new("RGB", (width, height)), target_width, target_height)
     assert boxed.size == (target_width, target_height)
-    points = np.random.default_rng(0).random((12, 3), np.float32)
-    np.testing.assert_allclose(place.to_source(place.from_source(points)), points, atol=1e-4)
+    corners = np.array([(0, 0), (1, 1)], np.float32)
+    boxed_corners = corners * (place.width, place.height) + (place.left, place.top)
+    np.testing.assert_allclose(place.to_source(boxed_corners), corners, atol=1e-4)
     assert 0 <= place.left <= place.left + place.width <= 1 + 1e-9
     assert 0 <= place.top <= place.top + place.height <= 1 + 1e-9
 
