@@ -137,15 +137,18 @@ class Conditioner:
             return np.stack([*people, last])
         return self._guided(np.stack(people), last, branches)
 
-    def image(self, image: Image.Image | None, count: int, branches: int) -> FloatArray:
-        """`image_tokens` [G*B, M, C]; the unconditional half sees a zero picture.
+    def encode_image(self, image: Image.Image) -> FloatArray:
+        """The tokens [M, C] of an image prompt, which all pictures of a call share."""
+        return self._project(self._patch_tokens(image))
+
+    def image(self, tokens: FloatArray | None, count: int, branches: int) -> FloatArray:
+        """`image_tokens` [G*B, M, C] from an image prompt's [M, C]; the unconditional half sees a zero picture.
 
         Without an image prompt they are zeros, for the scale silences whatever they are: the image encoder is often the
         largest graph in memory.
         """
-        if image is None:
+        if tokens is None:
             return np.zeros((branches * count, self._sizes.image_tokens, self._sizes.context_width), np.float32)
-        tokens = self._project(self._patch_tokens(image))
         conditional = np.repeat(tokens[None], count, axis=0)
         return self._guided(conditional, self._no_image if branches == 2 else None, branches)
 

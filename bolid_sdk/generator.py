@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias, Unpack
+from typing import TypeAlias, TypeVar, Unpack
 
 import numpy as np
 from PIL import Image
@@ -37,6 +37,7 @@ from bolid_sdk.sampling import LoopState, NoiseSource, check_finite, denoise
 from bolid_sdk.schedule import SamplerTable
 
 Person: TypeAlias = Identity | References
+T = TypeVar("T")
 
 UNPLACED = Notice(
     code="face_unplaced",
@@ -53,7 +54,7 @@ class _Job:
     people: tuple[Identity, ...]
     poses: tuple[Pose | None, ...]
     pose_notices: tuple[Notice, ...]
-    image_prompt: Image.Image | None
+    image_tokens: FloatArray | None
     options: ResolvedOptions
     table: SamplerTable
     loras: LoraStack
@@ -137,17 +138,17 @@ class Generator:
     def batch(self, requests: Sequence[tuple[Person, str]], **options: Unpack[Options]) -> list[Result]:
         """A picture for each (person, prompt), with the same options. Equal seeds give equal pictures in any batch."""
         job = self._start(requests, options)
-        results: list[Result] = []
-        together = self._max_batch // job.options.best_of * job.options.best_of
-        for start in range(0, len(job.prompts), together):
-            plan = self._plan(job, slice(start, start + together))
+        results: dict[int, Result] = {}
+        for part in self._parts(job):
+            plan = self._plan(job, part)
             *_, last = self._denoise(plan)
-            results += self._results(plan, last)
-        return results
+            results |= zip(part[:: job.options.best_of], self._results(plan, last), strict=True)
+        return [results[index] for index in sorted(results)]
 
     def stream(self, person: Person, prompt: str, **options: Unpack[Options]) -> Iterator[Step]:
         """Like a call, but yields each sampling step; leaving the loop cancels, the last step has the result."""
-        plan = self._plan(self._start([(person, prompt)], options), slice(None))
+        job = self._start([(person, prompt)], options)
+        plan = self._plan(job, range(len(job.prompts)))
         return (self._step(plan, state) for state in self._denoise(plan))
 
     def _start(self, requests: Sequence[tuple[Person, str]], options: Options) -> _Job:
@@ -170,12 +171,14 @@ class Generator:
             people = self._people([person for person, _ in requests])
         with timings.stage("pose"):
             poses, pose_notices = self._poses(people, pose)
+        with timings.stage("image_prompt"):
+            image_tokens = None if image_prompt is None else self._conditioner.encode_image(image_prompt)
         return _Job(
             prompts=prompts,
             people=people,
             poses=poses,
             pose_notices=pose_notices,
-            image_prompt=image_prompt,
+            image_tokens=image_tokens,
             options=resolved,
             table=table,
             loras=loras,
@@ -202,12 +205,12 @@ class Generator:
         self._graphs.preload(name for name, needed in wanted.items() if needed)
 
     def _people(self, people: Sequence[Person]) -> tuple[Identity, ...]:
-        """Pictures that appear in several requests are identified once."""
-        known: dict[int, Identity] = {}
+        """Who appears in several requests is identified once."""
+        known: dict[Hashable, Identity] = {}
         for person in people:
-            if id(person) not in known:
-                known[id(person)] = person if isinstance(person, Identity) else self.identify(person)
-        return tuple(known[id(person)] for person in people)
+            if (key := _key(person)) not in known:
+                known[key] = person if isinstance(person, Identity) else self.identify(person)
+        return tuple(known[_key(person)] for person in people)
 
     def _poses(
         self, people: Sequence[Identity], pose: Pose | Image.Image | PoseChoice | None
@@ -226,25 +229,33 @@ class Generator:
         )
         return (found,) * len(people), notices
 
-    def _plan(self, job: _Job, part: slice) -> _Plan:
+    def _parts(self, job: _Job) -> Iterator[Sequence[int]]:
+        """The pictures that are drawn together, with all candidates of each: of people with equally many tokens."""
+        together = self._max_batch // job.options.best_of * job.options.best_of
+        alike: dict[int, list[int]] = {}
+        for index, person in enumerate(job.people):
+            alike.setdefault(len(person.tokens), []).append(index)
+        for members in alike.values():
+            yield from (members[start : start + together] for start in range(0, len(members), together))
+
+    def _plan(self, job: _Job, part: Sequence[int]) -> _Plan:
         """Conditions the pictures `part` of a job."""
-        prompts, people, options = job.prompts[part], job.people[part], job.options
+        options = job.options
+        prompts, people, poses = _those(job.prompts, part), _those(job.people, part), _those(job.poses, part)
         branches, conditioner = options.sampling.branches, self._conditioner
         with job.timings.stage("text"):
             tokenized = conditioner.tokenize(prompts)
             text = conditioner.text(prompts, branches, job.loras)
         with job.timings.stage("pose"):
-            features = conditioner.pose(job.poses[part], options.pose_scale, options.width, options.height, branches)
+            features = conditioner.pose(poses, options.pose_scale, options.width, options.height, branches)
         with job.timings.stage("identity"):
             tokens = conditioner.identity([person.tokens for person in people], branches, options.num_zero)
-        with job.timings.stage("image_prompt"):
-            image = self._image_conditioning(job, len(people))
         general = (*(Notice(code="device", message=text) for text in self._backend.notices), *job.pose_notices)
         return _Plan(
             job=job,
             prompts=prompts,
-            poses=job.poses[part],
-            seeds=options.seeds[part],
+            poses=poses,
+            seeds=_those(options.seeds, part),
             notices=tuple(
                 (*general, *person.notices, *tokenized[prompt].notices)
                 for person, prompt in zip(people, prompts, strict=True)
@@ -255,7 +266,7 @@ class Generator:
                 "identity_tokens": tokens,
                 "identity_scale": options.identity_scale,
                 **({"orthogonality": options.orthogonality} if self.bundle.manifest.sizes.vision_states else {}),
-                **image,
+                **self._image_conditioning(job, len(people)),
                 **features,
                 **job.loras.of("denoiser"),
             },
@@ -264,7 +275,7 @@ class Generator:
     def _image_conditioning(self, job: _Job, count: int) -> dict[str, FloatArray]:
         if "image_projector" not in self._graphs:
             return {}
-        tokens = self._conditioner.image(job.image_prompt, count, job.options.sampling.branches)
+        tokens = self._conditioner.image(job.image_tokens, count, job.options.sampling.branches)
         return {"image_tokens": tokens, "image_scale": job.options.image_scale}
 
     def _denoise(self, plan: _Plan) -> Iterator[LoopState]:
@@ -308,7 +319,7 @@ class Generator:
                 prompt=prompt,
                 seed=seed,
                 sampling=plan.job.options.sampling,
-                timings=dict(plan.job.timings.seconds),
+                timings=plan.job.timings.seconds,
                 bundle=self.bundle.manifest.name,
                 digest=self.bundle.digest,
                 backend=self.backend,
@@ -332,3 +343,13 @@ class Generator:
         pixels = self._graphs["vae_decoder"].run({"latents": latents})["pixels"]
         check_finite(pixels, "the VAE decoder")
         return from_signed(np.asarray(pixels, np.float32))
+
+
+def _those(values: Sequence[T], part: Sequence[int]) -> tuple[T, ...]:
+    return tuple(values[index] for index in part)
+
+
+def _key(person: Person) -> Hashable:
+    """The same for the same files, by name, and for the same objects."""
+    sources = person if isinstance(person, list | tuple) else [person]
+    return tuple(os.fspath(source) if isinstance(source, str | os.PathLike) else id(source) for source in sources)

@@ -33,7 +33,7 @@ def person(generator, reference):
 def by_hand(generator, person, sampling, full, branches):
     """Host to host, with neither bindings nor recycled memory: `full` is a string of F and s, `branches` of 1 and 2."""
     job = generator._start([(person, PROMPT)], {"seed": 3, "sampling": sampling})
-    constants = generator._plan(job, slice(1)).conditioning
+    constants = generator._plan(job, range(1)).conditioning
     engines = {"F": generator._graphs["denoiser"], "s": generator._graphs["denoiser_shallow"]}
     sample = np.random.Generator(np.random.Philox(3)).standard_normal((4, 8, 8), np.float32)[None]
     sample *= np.float32(job.table.initial_std)
@@ -64,7 +64,7 @@ def continued(deep, taken, index):
 
 def latents(generator, person, sampling):
     job = generator._start([(person, PROMPT)], {"seed": 3, "sampling": sampling})
-    *_, last = generator._denoise(generator._plan(job, slice(1)))
+    *_, last = generator._denoise(generator._plan(job, range(1)))
     return last.sample.numpy()
 
 
@@ -147,7 +147,7 @@ def test_a_loop_gives_what_it_is_asked_for(generator, person):
     """The same values, whatever else is left out."""
     job = generator._start([(person, PROMPT)], {"seed": 3})
     sample = np.random.default_rng(0).standard_normal((1, 4, 8, 8), np.float32)
-    inputs = {**generator._plan(job, slice(1)).conditioning, "guidance": np.float32([2.5]), "noise": 0 * sample}
+    inputs = {**generator._plan(job, range(1)).conditioning, "guidance": np.float32([2.5]), "noise": 0 * sample}
     inputs |= {"sample": sample, "previous_x0": sample, "timestep": job.table.timesteps[:1]}
     inputs["coefficients"] = job.table.coefficients[0]
     engine = generator._graphs["denoiser"]

@@ -58,7 +58,7 @@ def test_the_loop_equals_a_numpy_loop(generator, person, sampler):
     sampling = Sampling(sampler=sampler, steps=5, guidance=2.5, eta=1.0)
     result = generator(person, PROMPT, seed=3, sampling=sampling)
     job = generator._start([(person, PROMPT)], {"seed": 3, "sampling": sampling})
-    plan = generator._plan(job, slice(1))
+    plan = generator._plan(job, range(1))
     draws = np.random.Generator(np.random.Philox(3))
     sample = draws.standard_normal((4, 8, 8), np.float32)[None] * np.float32(job.table.initial_std)
     x0 = np.zeros_like(sample)
@@ -105,6 +105,43 @@ def test_batches_are_cut_to_what_fits(tiny_bundle, person, generator):
     for one, other in zip(small.batch(requests, seed=1), generator.batch(requests, seed=1), strict=True):
         assert one.seed == other.seed
         assert np.abs(pixels(one) - pixels(other)).max() <= 1
+
+
+def test_people_of_different_numbers_of_tokens_are_not_drawn_together(generator, person, monkeypatch):
+    """Repeating the tokens up to a common multiple would be 6,720 of them for 3, 4, 5 and 7 references of 16."""
+    counts, made = [2, 3, 2, 3, 2], []
+    people = [replace(person, tokens=np.zeros((count, 16), np.float32)) for count in counts]
+    job = replace(generator._start([(person, PROMPT)] * 5, {"seed": 1}), people=tuple(people))
+    assert list(generator._parts(job)) == [[0, 2, 4], [1, 3]]
+    monkeypatch.setattr(generator, "_start", lambda requests, options: job)
+    monkeypatch.setattr(generator, "_plan", lambda job, part: made.append(part) or part)
+    monkeypatch.setattr(generator, "_denoise", lambda plan: [None])
+    monkeypatch.setattr(generator, "_results", lambda plan, last: [f"picture {index}" for index in plan])
+    assert generator.batch([]) == [f"picture {index}" for index in range(5)]
+    assert made == [[0, 2, 4], [1, 3]]
+
+
+def test_an_image_prompt_is_encoded_once_a_call(tiny_bundle, person, picture, monkeypatch):
+    small, encoded = Generator(tiny_bundle.path, threads=1, max_batch=2), []
+    encode = small._conditioner.encode_image
+    monkeypatch.setattr(small._conditioner, "encode_image", lambda image: encoded.append(image) or encode(image))
+    small.batch([(person, PROMPT)] * 5, image_prompt=picture(5), sampling=Sampling(steps=1))
+    assert len(encoded) == 1
+
+
+def test_a_picture_in_several_requests_is_read_once(generator, reference, monkeypatch):
+    picture, identified = Image.open(reference), []
+    identify = generator.identify
+    monkeypatch.setattr(generator, "identify", lambda person: identified.append(person) or identify(person))
+    people = [str(reference), reference, [reference], (str(reference),), picture, picture, [reference, picture]]
+    generator.batch([(person, PROMPT) for person in people], sampling=Sampling(steps=1))
+    assert len(identified) == 3
+
+
+def test_timings_are_those_of_the_call(tiny_bundle, person):
+    small = Generator(tiny_bundle.path, threads=1, max_batch=1)
+    first, second = small.batch([(person, PROMPT)] * 2, sampling=Sampling(steps=1))
+    assert first.timings == second.timings
 
 
 def test_stream_previews_and_finishes(generator, person):
