@@ -110,10 +110,12 @@ def pose_from_array(values: ArrayLike, names: Sequence[str] = KEYPOINT_NAMES) ->
 
 
 def check_pose(pose: Pose, names: Sequence[str] = KEYPOINT_NAMES) -> Pose:
-    """The same pose, its keypoints float32 of these names. Raises PoseError."""
+    """The pose, or a copy with float32 keypoints of these names, [12, 3]. Raises PoseError."""
     if pose.aspect is not None and not 0 < pose.aspect < math.inf:
         raise PoseError(f"the pose's picture has the aspect {pose.aspect}; expected its width / height, or None")
-    return replace(pose_from_array(pose.keypoints, names), aspect=pose.aspect)
+    points = pose_from_array(pose.keypoints, names).keypoints
+    known = np.asarray(pose.keypoints)
+    return pose if (known.dtype, known.shape) == (points.dtype, points.shape) else replace(pose, keypoints=points)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
