@@ -19,6 +19,7 @@ from bolid_sdk.graphs import Graphs
 from bolid_sdk.identity import Identity, References, identify
 from bolid_sdk.images import FloatArray, from_signed, open_image
 from bolid_sdk.loras import Lora, Loras, LoraSource, LoraStack
+from bolid_sdk.orthogonal import orthogonality
 from bolid_sdk.pose import Pose, detect_pose
 from bolid_sdk.prompt import check_prompt
 from bolid_sdk.request import (
@@ -265,7 +266,7 @@ class Generator:
                 **conditioner.size(options.size_conditioning, len(prompts), branches),
                 "identity_tokens": tokens,
                 "identity_scale": options.identity_scale,
-                **({"orthogonality": options.orthogonality} if self.bundle.manifest.sizes.vision_states else {}),
+                **({"orthogonality": orthogonality(options.ortho)} if self.bundle.manifest.sizes.vision_states else {}),
                 **self._image_conditioning(job, len(people)),
                 **features,
                 **job.loras.of("denoiser"),
@@ -312,6 +313,7 @@ class Generator:
         best_of = plan.job.options.best_of
         with plan.job.timings.stage("decode"):
             images = self._decode(state.sample.numpy())
+        settings = plan.job.options.settings(self.bundle.manifest)
         agreements = [None] * len(images) if best_of == 1 else self._agreements(plan, images)
         drawn = [
             Result(
@@ -319,6 +321,7 @@ class Generator:
                 prompt=prompt,
                 seed=seed,
                 sampling=plan.job.options.sampling,
+                settings=settings,
                 timings=plan.job.timings.seconds,
                 bundle=self.bundle.manifest.name,
                 digest=self.bundle.digest,

@@ -15,7 +15,7 @@ from bolid_sdk.errors import InputError
 
 Ortho: TypeAlias = Literal["off", "v1", "v2"]
 
-ORTHOGONALITY: dict[str, tuple[float, float]] = {"off": (0.0, 0.0), "v1": (1.0, 0.0), "v2": (1.0, 1.0)}
+ORTHOGONALITY: dict[Ortho, tuple[float, float]] = {"off": (0.0, 0.0), "v1": (1.0, 0.0), "v2": (1.0, 1.0)}
 """The denoiser's input `orthogonality` for each mode; v1 is ORTHO, v2 ORTHO_v2."""
 
 ORTHO: Ortho = "v2"
@@ -25,10 +25,15 @@ NUM_ZERO = 8
 MAX_NUM_ZERO = 80
 
 
-def orthogonality(mode: Any) -> NDArray[np.float32]:
-    """float32 [2]. Raises InputError."""
+def checked_ortho(mode: Any) -> Ortho:
+    """One of the modes. Raises InputError."""
     if not isinstance(mode, str) or mode not in ORTHOGONALITY:
         raise InputError(f"ortho={mode!r} does not exist; there is {', '.join(ORTHOGONALITY)}")
+    return mode
+
+
+def orthogonality(mode: Ortho) -> NDArray[np.float32]:
+    """The denoiser's input, float32 [2]."""
     return np.array(ORTHOGONALITY[mode], np.float32)
 
 

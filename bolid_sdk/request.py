@@ -20,7 +20,7 @@ from bolid_sdk.face_map import FACE_KEYPOINT_NAMES
 from bolid_sdk.images import FloatArray, ImageSource, open_image
 from bolid_sdk.loras import LoraRequest, LoraSource, check_loras
 from bolid_sdk.manifest import Manifest
-from bolid_sdk.orthogonal import NUM_ZERO, ORTHO, Ortho, checked_num_zero, orthogonality
+from bolid_sdk.orthogonal import NUM_ZERO, ORTHO, Ortho, checked_num_zero, checked_ortho
 from bolid_sdk.pose import Pose, check_pose, pose_from_array
 from bolid_sdk.sampling import ResolvedSampling, Sampling
 
@@ -88,13 +88,28 @@ class ResolvedOptions:
     identity_scale: FloatArray
     image_scale: FloatArray
     pose_scale: float
-    orthogonality: FloatArray
+    ortho: Ortho
     num_zero: int
     sampling: ResolvedSampling
     width: int
     height: int
     size_conditioning: SizeConditioning
     loras: tuple[tuple[LoraSource, float], ...]
+
+    def settings(self, manifest: Manifest) -> dict[str, Any]:
+        """What a picture's history says beside its sampling, as JSON types, by the names of `Options`."""
+        told: dict[str, Any] = {
+            "best_of": self.best_of,
+            "identity_scale": _rounded(self.identity_scale),
+            "image_scale": _rounded(self.image_scale),
+            "pose_scale": round(self.pose_scale, 6),
+        }
+        if "orthogonal" in manifest.capabilities:
+            told |= {"ortho": self.ortho, "num_zero": self.num_zero}
+        if "size_conditioning" in manifest.capabilities:
+            size = self.size_conditioning
+            told |= {"original_size": list(size.original_size), "crop_top_left": list(size.crop_top_left)}
+        return told
 
 
 def resolve_options(options: Options, manifest: Manifest, count: int, max_batch: int) -> ResolvedOptions:
@@ -126,7 +141,7 @@ def resolve_options(options: Options, manifest: Manifest, count: int, max_batch:
         identity_scale=layer_scales(options.get("identity_scale", 1.0), layers, "identity_scale"),
         image_scale=layer_scales(image_scale, layers, "image_scale"),
         pose_scale=float(layer_scales(options.get("pose_scale", 1.0), 1, "pose_scale")[0]),
-        orthogonality=orthogonality(ORTHO if ortho is None else ortho),
+        ortho=checked_ortho(ORTHO if ortho is None else ortho),
         num_zero=checked_num_zero(_num_zero(manifest) if num_zero is None else num_zero),
         sampling=sampling,
         width=width,
@@ -134,6 +149,11 @@ def resolve_options(options: Options, manifest: Manifest, count: int, max_batch:
         size_conditioning=_size_conditioning(options, manifest, (height, width)),
         loras=_loras(options, manifest),
     )
+
+
+def _rounded(scales: FloatArray) -> list[float]:
+    """Without the digits that float32 adds."""
+    return [round(float(scale), 6) for scale in scales]
 
 
 def _num_zero(manifest: Manifest) -> int:

@@ -24,13 +24,14 @@ class Result:
 
     `timings` are seconds by stage, shared by the pictures of one call; `digest` is the bundle's; `warnings` are what
     the caller should know although it was no error. `pose_agreement`, in [0, 1], of the best of several: see
-    `best_of.agreement`.
+    `best_of.agreement`. `settings` are the other numbers of the request, by their names in `Options`.
     """
 
     image: Image.Image
     prompt: str
     seed: int
     sampling: ResolvedSampling
+    settings: Mapping[str, Any]
     timings: Mapping[str, float]
     bundle: str
     digest: str
@@ -48,6 +49,7 @@ class Result:
             "width": self.image.width,
             "height": self.image.height,
             "sampling": asdict(self.sampling),
+            **self.settings,
             "bundle": self.bundle,
             "digest": self.digest,
             "backend": self.backend,

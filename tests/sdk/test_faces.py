@@ -15,6 +15,7 @@ from bolid_sdk.errors import InputError, PoseError
 from bolid_sdk.face_map import COLOURS, draw_face_map
 from bolid_sdk.identity import identify, unconditional_tokens
 from bolid_sdk.manifest import capabilities
+from bolid_sdk.orthogonal import orthogonality
 from bolid_sdk.pose import Pose
 from bolid_sdk.request import read_face_pose, resolve_options
 from bolid_sdk.sampling import ResolvedSampling
@@ -132,10 +133,11 @@ def pulid_options(**options):
 
 
 def test_modes_are_numbers_of_a_request():
-    found = {mode: pulid_options(ortho=mode).orthogonality.tolist() for mode in ("off", "v1", "v2")}
+    found = {mode: orthogonality(pulid_options(ortho=mode).ortho).tolist() for mode in ("off", "v1", "v2")}
     assert found == {"off": [0, 0], "v1": [1, 0], "v2": [1, 1]}
     default = pulid_options()
-    assert (default.orthogonality.tolist(), default.num_zero) == ([1, 1], 8)
+    assert (default.ortho, default.num_zero) == ("v2", 8)
+    assert default.settings(room(PULID)[1].manifest).items() >= {"ortho": "v2", "num_zero": 8}.items()
     assert pulid_options(num_zero=0).num_zero == 0
     for wrong in ({"ortho": "v3"}, {"ortho": 1}, {"num_zero": -1}, {"num_zero": 81}, {"num_zero": True}):
         with pytest.raises(InputError, match=r"ortho=.* there is off, v1, v2|num_zero=.* from 0 to 80"):

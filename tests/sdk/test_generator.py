@@ -40,7 +40,7 @@ def person(generator, reference):
 
 
 def test_one_call_gives_a_picture_and_its_history(generator, reference, tmp_path):
-    result = generator(reference, PROMPT, seed=7)
+    result = generator(reference, PROMPT, seed=7, identity_scale=0.8, pose_scale=1.2)
     path = result.save(tmp_path / "out.png")
     with Image.open(path) as saved:
         story = json.loads(saved.text["bolid"])
@@ -48,6 +48,7 @@ def test_one_call_gives_a_picture_and_its_history(generator, reference, tmp_path
     assert story["seed"] == 7
     assert story["prompt"] == PROMPT
     assert story["digest"] == generator.bundle.digest
+    assert (story["identity_scale"], story["image_scale"], story["pose_scale"]) == ([0.8] * 3, [0.0] * 3, 1.2)
     assert "onnxruntime" in story["backend"]
     assert set(story["timings"]) >= {"identity", "text", "pose", "denoise", "decode"}
 
