@@ -191,7 +191,7 @@ def _check_output(output: Path, count: int) -> None:
     """Found out before the work, not after it."""
     if count < 1:
         raise InputError(f"-n {count} is unusable; expected at least 1")
-    if output.suffix.lower() not in ("", ".png"):
+    if not output.is_dir() and output.suffix.lower() not in ("", ".png"):
         raise InputError(f"-o {output} is no PNG; expected a name ending in .png, or a folder")
     if not output.parent.is_dir():
         raise OutputError(f"-o {output}: there is no folder {output.parent}; make it first or choose another")
@@ -200,9 +200,10 @@ def _check_output(output: Path, count: int) -> None:
 def _names(output: Path, count: int) -> list[Path]:
     if output.is_dir():
         output = output / "bolid.png"
+    output = output if output.suffix else output.with_suffix(".png")
     if count == 1:
-        return [output.with_suffix(".png")]
-    return [output.with_name(f"{output.stem}-{index + 1}.png") for index in range(count)]
+        return [output]
+    return [output.with_name(f"{output.stem}-{index + 1}{output.suffix}") for index in range(count)]
 
 
 def _pictures(

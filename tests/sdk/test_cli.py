@@ -39,6 +39,23 @@ def test_json_is_one_object(run, tmp_path):
     assert all(result["sampling"]["steps"] == 2 for result in results)
 
 
+@pytest.mark.parametrize(
+    ("output", "count", "written"),
+    [
+        ("new", 1, ["new.png"]),
+        ("UP.PNG", 1, ["UP.PNG"]),
+        ("UP.PNG", 2, ["UP-1.PNG", "UP-2.PNG"]),
+        ("v1.2", 1, ["v1.2/bolid.png"]),
+        ("v1.2", 2, ["v1.2/bolid-1.png", "v1.2/bolid-2.png"]),
+    ],
+)
+def test_pictures_go_where_they_were_sent(run, tmp_path, output, count, written):
+    (tmp_path / "v1.2").mkdir()
+    outcome = run("--json", "-n", count, "--steps", 1, output=tmp_path / output)
+    assert [result["path"] for result in json.loads(outcome.stdout)["results"]] == [str(tmp_path / w) for w in written]
+    assert all((tmp_path / name).is_file() for name in written)
+
+
 def test_many_pictures_equal_single_ones(run, tmp_path):
     run("--seed", 5, "-n", 2, output=tmp_path / "many.png")
     run("--seed", 6, output=tmp_path / "one.png")
