@@ -315,8 +315,15 @@ def _export(source: Source, target: Target, as_json: bool) -> None:
         click.echo(json.dumps({"bundle": str(bundle.path), "digest": bundle.digest, **bundle.manifest.to_dict()}))
     else:
         click.echo((bundle.path / REPORT).read_text(encoding="utf-8"))
-        chosen = " --backend openvino" if compiles else ""
-        click.echo(f"{bundle.path} is ready: bolid-infer REF PROMPT --bundle {bundle.path}{chosen}")
+        click.echo(f"{bundle.path} is ready: {_first_use(bundle, 'openvino' if compiles else None)}")
+
+
+def _first_use(bundle: Bundle, backend: str | None) -> str:
+    """What makes a picture. A person who is known by a face's embedding cannot be given on a command line."""
+    if bundle.manifest.sizes.image_size:
+        return f"bolid-infer REF PROMPT --bundle {bundle.path}" + (f" --backend {backend}" if backend else "")
+    chosen = f", backend={backend!r}" if backend else ""
+    return f"Generator({str(bundle.path)!r}{chosen})(FACE, PROMPT) in Python"
 
 
 @contextmanager

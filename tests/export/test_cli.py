@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -133,3 +135,18 @@ def test_default_folders(tmp_path):
     assert default_output(None, "fp32").parts[-2:] == ("engines", "avatar")
     assert default_output(None, "fp16").name == "avatar-fp16"
     assert default_output(tmp_path / "anna", "fp16").name == "anna-fp16"
+
+
+@pytest.mark.parametrize(
+    ("image_size", "backend", "told"),
+    [
+        (64, None, "bolid-infer REF PROMPT --bundle engines/x"),
+        (64, "openvino", "bolid-infer REF PROMPT --bundle engines/x --backend openvino"),
+        (0, None, "Generator('engines/x')(FACE, PROMPT) in Python"),
+        (0, "openvino", "Generator('engines/x', backend='openvino')(FACE, PROMPT) in Python"),
+    ],
+)
+def test_the_end_says_how_a_picture_is_made(image_size, backend, told):
+    """A person who is known by a face's embedding cannot be given on a command line."""
+    manifest = SimpleNamespace(sizes=SimpleNamespace(image_size=image_size))
+    assert cli._first_use(SimpleNamespace(path=Path("engines/x"), manifest=manifest), backend) == told
