@@ -189,7 +189,7 @@ MODELS = {
     "guided25": "BoLID, its base guided",
 }
 ABLATED = {
-    "bolid_no_words": "identity from pairs of pictures, without words",
+    "bolid_no_words": "identity from pairs of pictures and colours, without words",
     "bolid_rec": "neither L_id nor L_CLIP",
     "bolid_no_id": "without L_id",
     "bolid_no_clip": "without L_CLIP",
