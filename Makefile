@@ -49,7 +49,7 @@ tables: $(DEV)/.installed ## README's tables from benchmarks/results
 # after an interruption and goes on where it was.
 METHODS := bolid ip_adapter instantid pulid
 WITHOUT_POSE := ip_adapter pulid
-ABLATIONS := $(addprefix bolid_,no_words words_then_pairs rec no_id no_clip no_colour embedding aligned k2 k4 8_zeros \
+ABLATIONS := $(addprefix bolid_,no_words words_then_pairs rec no_id no_clip no_colour embedding aligned k2 k4 no_zeros \
 	5_tokens 40_tokens one_view frozen_guider)
 PICTURES := 6000
 STEPS := 1500

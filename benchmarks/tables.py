@@ -199,7 +199,7 @@ ABLATED = {
     "bolid_aligned": "with PuLID's alignment",
     "bolid_k2": "gradient through the last 2 of 4 steps",
     "bolid_k4": "gradient through all 4 steps",
-    "bolid_8_zeros": "with 8 tokens of zeros",
+    "bolid_no_zeros": "without the 8 tokens of zeros",
     "bolid_5_tokens": "5 identity tokens instead of 16",
     "bolid_40_tokens": "40 identity tokens instead of 16",
     "bolid_one_view": "the whole picture instead of 5 crops",

@@ -155,6 +155,7 @@ REC = Weights()
 BOLID = Recipe(
     name="bolid",
     identity="words",
+    zero_tokens=8,
     phases=_phases(REC, Weights(keypoints=1.0), Weights(keypoints=1.0, clip=0.1)),
 )
 # where pairs teach identity, the reference's colours are a nearer target for it
@@ -188,7 +189,7 @@ ABLATIONS = {
         FROM_PAIRS,
         WORDS_THEN_PAIRS,
         replace(FROM_PAIRS, name="bolid_one_view", parts=1),
-        replace(BOLID, name="bolid_8_zeros", zero_tokens=8),
+        replace(BOLID, name="bolid_no_zeros", zero_tokens=0),
         replace(BOLID, name="bolid_5_tokens", identity_tokens=5),
         replace(BOLID, name="bolid_40_tokens", identity_tokens=40),
         replace(BOLID, name="bolid_k2", branch=replace(BOLID.branch, gradient_steps=2)),
