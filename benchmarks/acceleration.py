@@ -129,7 +129,10 @@ def _standing(rows: Sequence[Row]) -> str:
             best, peer = best_gated(rows, case, vae), fastest_peer(rows, case, vae)
             if (times := advantage(best, peer)) is not None:
                 sentences.append(f"{case}, {title}: {best['system']} is {times:.2f} times as fast as {peer['system']}.")
-    gated = "x: times as long as our best gated configuration; gated: the same levers passed the body gates on avatar as it was in docs/levers.md."
+    gated = (
+        "x: times as long as our best gated configuration; gated: the same levers passed the body gates on avatar as "
+        "it was in docs/levers.md."
+    )
     return "\n".join([gated, *sentences]) + "\n"
 
 
