@@ -18,6 +18,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from bolid_training.precision import fastest_precision
@@ -104,7 +105,7 @@ def train(task: Task, options: LoopOptions) -> None:
     _initialise(accelerator, options)
     parameters = [parameter for parameter in task.module.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(parameters, options)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, options))
+    schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, options))
     ema = EMAModel(parameters, decay=options.ema_decay, use_ema_warmup=True, power=0.75, foreach=True)
     progress = Progress()
     if options.compile:
@@ -113,6 +114,7 @@ def train(task: Task, options: LoopOptions) -> None:
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(schedule, ema, progress)
     _resume(accelerator, options.out, progress)
+    _set_learning_rate(schedule, progress.step, options)
 
     saved = time.monotonic()
     bar = tqdm(
@@ -213,6 +215,14 @@ def _resume(accelerator: Accelerator, out: Path, progress: Progress) -> None:
     accelerator.load_state(str(complete[newest]))
     accelerator.project_configuration.iteration = newest + 1
     accelerator.print(f"continuing {out} at step {progress.step}")
+
+
+def _set_learning_rate(schedule: LambdaLR, step: int, options: LoopOptions) -> None:
+    """The options' from `step` on: a checkpoint brings back the rate that its run was given."""
+    schedule.base_lrs = [options.learning_rate for _ in schedule.base_lrs]
+    for group in schedule.optimizer.param_groups:
+        group["initial_lr"] = options.learning_rate
+        group["lr"] = options.learning_rate * learning_rate_factor(step, options)
 
 
 def _drop_unfinished_checkpoints(out: Path) -> dict[int, Path]:

@@ -153,6 +153,19 @@ def test_muon_continues_where_it_was_interrupted(tmp_path):
     assert torch.equal(whole.module.weight, second.module.weight)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_goes_on_at_the_learning_rate_that_it_is_given(tmp_path, optimizer):
+    """As NotFiniteError advises; Muon has two groups here, a matrix and a bias."""
+    sizes = {"inputs": 24, "outputs": 16}
+    first, second = Regression(break_at=26, **sizes), Regression(**sizes)
+    with pytest.raises(NotFiniteError):
+        train(first, options(tmp_path, optimizer=optimizer, save_minutes=0))
+    train(second, options(tmp_path, optimizer=optimizer, learning_rate=1e-9))
+    assert second.calls == 15
+    for before, after in zip(first.module.parameters(), second.module.parameters(), strict=True):
+        assert (before - after).abs().max() < 1e-6
+
+
 class Wrapped(nn.Module):
     """PyTorch does not compile calls of its own modules, but of those that hold them."""
 
