@@ -113,7 +113,7 @@ def train(task: Task, options: LoopOptions) -> None:
     module, optimizer = accelerator.prepare(task.module, optimizer)
     ema.to(accelerator.device)
     accelerator.register_for_checkpointing(schedule, ema, progress)
-    _resume(accelerator, options.out, progress)
+    _resume(accelerator, progress, options)
     _set_learning_rate(schedule, progress.step, options)
 
     saved = time.monotonic()
@@ -206,15 +206,17 @@ def _initialise(accelerator: Accelerator, options: LoopOptions) -> None:
     accelerator.init_trackers("tensorboard")
 
 
-def _resume(accelerator: Accelerator, out: Path, progress: Progress) -> None:
+def _resume(accelerator: Accelerator, progress: Progress, options: LoopOptions) -> None:
     with accelerator.main_process_first():
-        complete = _drop_unfinished_checkpoints(out)
+        complete = _drop_unfinished_checkpoints(options.out)
     if not complete:
         return
     newest = max(complete)
     accelerator.load_state(str(complete[newest]))
     accelerator.project_configuration.iteration = newest + 1
-    accelerator.print(f"continuing {out} at step {progress.step}")
+    # counts batches, and the run before may have taken another number of them to a step
+    accelerator.step = progress.step * options.accumulate
+    accelerator.print(f"continuing {options.out} at step {progress.step}")
 
 
 def _set_learning_rate(schedule: LambdaLR, step: int, options: LoopOptions) -> None:

@@ -243,6 +243,18 @@ def test_accumulated_batches_are_one_larger_batch(tmp_path):
     assert np.allclose(*curves, atol=1e-6)
 
 
+def test_a_run_goes_on_with_its_batches_split_otherwise(tmp_path):
+    """From an odd step, which is no multiple of the new number of batches."""
+    whole, first, second = Stream(), Stream(), Stream()
+    train(whole, options(tmp_path / "whole"))
+    first.break_at, second.at = 26, 25 * 8
+    with pytest.raises(NotFiniteError):
+        train(first, options(tmp_path / "parts", save_minutes=0))
+    train(second, options(tmp_path / "parts", batch_size=4, accumulate=2))
+    assert second.calls == 2 * 15
+    assert (whole.module.weight - second.module.weight).abs().max() < 1e-6
+
+
 def logged(out):
     """The loss of every tenth step, of a run and of those that continued it."""
     folder = next(out.rglob("events.out.tfevents*")).parent
