@@ -111,9 +111,9 @@ def train(task: Task, options: LoopOptions) -> None:
     if options.compile:
         compile_in_place(task.module)
     module, optimizer = accelerator.prepare(task.module, optimizer)
-    ema.to(accelerator.device)
     accelerator.register_for_checkpointing(schedule, ema, progress)
     _resume(accelerator, progress, options)
+    ema.to(accelerator.device)  # after a checkpoint, too, whose tensors are on the CPU
     _set_learning_rate(schedule, progress.step, options)
 
     saved = time.monotonic()

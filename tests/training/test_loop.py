@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from bolid_training import muon
+from bolid_training import loop, muon
 from bolid_training.loop import (
     LoopOptions,
     NotFiniteError,
@@ -85,6 +86,30 @@ def test_a_checkpoint_left_half_written_is_passed_over(tmp_path, finished):
     again = run(tmp_path, save_minutes=0)
     assert again.calls == 40 - max(finished - 1, 0)
     assert len(list((tmp_path / "checkpoints").glob("*/complete"))) == 2
+
+
+class Placed(EMAModel):
+    """Takes no step with weights that have not been sent to the device since they came."""
+
+    placed = False
+
+    def to(self, device=None, dtype=None, non_blocking=False):
+        super().to(device, dtype, non_blocking)
+        self.placed = True
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self.placed = False
+
+    def step(self, parameters):
+        assert self.placed
+        super().step(parameters)
+
+
+def test_averaged_weights_of_a_checkpoint_are_sent_to_the_device(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "EMAModel", Placed)
+    for steps in (5, 10):
+        run(tmp_path, steps=steps)
 
 
 def test_training_learns_and_reports(tmp_path):
