@@ -113,7 +113,7 @@ def stage(
     undistilled: bool,
     compile: bool,
 ) -> None:
-    """Trains one stage, or continues it.
+    """Trains one stage, or continues it, on the CPU, whatever GPU there may be.
 
     In several processes, each with batches of its own:
 

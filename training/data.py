@@ -142,9 +142,13 @@ def digest(*networks: nn.Module) -> str:
     return weights.hexdigest()[:16]
 
 
-def process_state() -> PartialState:
-    """Which of how many processes this is. Without a GPU it has to be asked for a CPU, else each stands alone."""
-    return PartialState(cpu=not torch.cuda.is_available())
+def process_state(*, gpu: bool = False) -> PartialState:
+    """Which of how many processes this is, and on which device, about which the first call decides.
+
+    Stages run on the CPU, where their batches and frozen networks are; `fit` asks for a `gpu` first, and has it if
+    there is one. A CPU has to be asked for, else each process stands alone.
+    """
+    return PartialState(cpu=not (gpu and torch.cuda.is_available()))
 
 
 def _compute(file: Path, compute: Callable[[slice], NDArray], count: int, chunk: int) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
+from bolid_training.data import process_state
 from bolid_training.precision import fastest_precision
 
 MATRIX = 16  # rows and columns from which on Muon takes a weight; those of the first and last layers stay AdamW's
@@ -92,7 +93,7 @@ def train(task: Task, options: LoopOptions) -> None:
     Raises NotFiniteError when a loss is not finite.
     """
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),
+        cpu=process_state().device.type == "cpu",
         mixed_precision=options.mixed_precision,
         gradient_accumulation_steps=options.accumulate,
         log_with="tensorboard",

@@ -8,9 +8,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def fastest_precision() -> str:
-    """`bf16` with instructions for it, else `no` (float32): emulated bfloat16 is a hundred times slower."""
-    if torch.cuda.is_available():
+def fastest_precision(device: str = "cpu") -> str:
+    """`bf16` if `device`, "cpu" or "cuda", has instructions for it, else `no` (float32): emulated bfloat16 is a hundred
+    times slower."""
+    if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     capabilities = torch.cpu.get_capabilities()
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("bf16") else "no"

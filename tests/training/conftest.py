@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState
 
 from bolid_training.judges.clip import ClipJudge
@@ -15,6 +16,16 @@ from bolid_training.model.checkpoint import build_clip, build_feature_extractor,
 
 @pytest.fixture(autouse=True, scope="module")
 def fresh_accelerator():
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def visible_gpu(monkeypatch):
+    """PyTorch says that there is a GPU, to processes that have not decided on a device yet."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
 

@@ -22,6 +22,7 @@ from bolid_sdk.errors import InputError
 from bolid_training.avatars.dataset import write_dataset
 from bolid_training.avatars.shards import Settings, png
 from bolid_training.cli import main
+from bolid_training.data import process_state
 from bolid_training.memory_estimate import estimate_memory, fake_batch, step_bytes
 from bolid_training.model.base import open_base
 from bolid_training.model.checkpoint import build_clip, byte_tokenizer, clip_parts
@@ -160,6 +161,16 @@ def test_options_without_a_command_are_fits_and_a_dry_run_writes_nothing(model, 
     assert (report["pictures"], report["people"], len(report["skipped"])) == (12, 4, 1)
     assert report["memory_gigabytes"]["total"] > 0
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("visible_gpu")
+def test_a_gpu_is_taken_with_its_precision(model, image_encoder, data, tmp_path):
+    given = arguments(model, image_encoder, data, tmp_path / "out", "--dry-run")
+    given = [word for word in given if word not in ("--precision", "no")]
+    result = CliRunner().invoke(main, given, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout[result.stdout.index("{") :])["precision"] == "bf16"
+    assert process_state().device.type == "cuda"
 
 
 @pytest.mark.parametrize(

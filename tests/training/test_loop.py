@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from bolid_training import loop, muon
+from bolid_training.data import process_state
 from bolid_training.loop import (
     LoopOptions,
     NotFiniteError,
@@ -110,6 +111,17 @@ def test_averaged_weights_of_a_checkpoint_are_sent_to_the_device(tmp_path, monke
     monkeypatch.setattr(loop, "EMAModel", Placed)
     for steps in (5, 10):
         run(tmp_path, steps=steps)
+
+
+@pytest.mark.usefixtures("visible_gpu")
+def test_stages_leave_a_gpu_alone(tmp_path, monkeypatch):
+    """Their tasks make batches on the CPU, in the precision that is fast there."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    task = Regression()
+    settings = LoopOptions(out=tmp_path, steps=2, batch_size=8, learning_rate=0.05)
+    train(task, settings)
+    assert task.module.weight.device.type == process_state().device.type == "cpu"
+    assert settings.mixed_precision == "no"
 
 
 def test_training_learns_and_reports(tmp_path):

@@ -94,14 +94,14 @@ class FitRequest:
 
     def fit_options(self) -> "FitOptions":
         """Raises InputError for a precision that this machine lacks."""
-        import torch
-
+        from bolid_training.data import process_state
         from bolid_training.precision import fastest_precision
         from bolid_training.stages.fit import FitOptions
 
-        if self.precision == "fp16" and not torch.cuda.is_available() and not self.dry_run:
+        device = process_state(gpu=True).device.type
+        if self.precision == "fp16" and device == "cpu" and not self.dry_run:
             raise InputError("--precision fp16 needs a GPU; on this machine give bf16 or no")
-        precision = self.precision or fastest_precision()
+        precision = self.precision or fastest_precision(device)
         return FitOptions(mixed_precision=precision, gradient_checkpointing=self.gradient_checkpointing)
 
     def loop_options(self, mixed_precision: str) -> "LoopOptions":
