@@ -93,6 +93,24 @@ def test_metadata_as_hugging_faces_imagefolder(tmp_path):
         find_entries(tmp_path)
 
 
+def test_metadata_of_another_encoding_is_an_error(tmp_path):
+    add(tmp_path, "1.png", None)
+    (tmp_path / "metadata.jsonl").write_bytes('{"file_name": "1.png", "text": "im Café"}'.encode("latin-1"))
+    with pytest.raises(InputError, match=r"metadata.jsonl is not UTF-8 .*; save it in that encoding"):
+        find_entries(tmp_path)
+
+
+def test_pictures_that_metadata_name_in_vain_are_left_out_and_named(tmp_path):
+    add(tmp_path, "anna/1.png", None)
+    add(tmp_path, "anna/2.heic", None)
+    lines = [{"file_name": name, "text": "standing"} for name in ("1.png", "2.heic", "3.png")]
+    (tmp_path / "anna" / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    entries, skipped = find_entries(tmp_path)
+    assert [entry.name for entry in entries] == ["anna/1.png"]
+    assert [each.name for each in skipped] == ["anna/2.heic", "anna/3.png"]
+    assert all("metadata.jsonl names it, but there is no such picture" in each.reason for each in skipped)
+
+
 def test_shards_of_webdataset(tmp_path):
     told = {"caption": "sitting", "identity": "anna", "keypoints": STANDING.tolist()}
     labels = Image.fromarray(np.full((60, 40), 4, np.uint8))

@@ -13,18 +13,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bolid_sdk.errors import InputError
-from bolid_training.userdata.entries import Blob, Entry
+from bolid_training.userdata.entries import Blob, Entry, Skipped
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 METADATA = "metadata.jsonl"
 TEXTS = ("caption", "captions", "text", "prompt")
 
 
-def folder_entries(root: Path) -> list[Entry]:
-    """Every picture below `root`, sorted by name. Raises InputError for a damaged `metadata.jsonl`."""
+def folder_entries(root: Path) -> tuple[list[Entry], list[Skipped]]:
+    """Every picture below `root`, sorted by name, and those that a `metadata.jsonl` names and that are not there.
+
+    Raises InputError for a damaged `metadata.jsonl`.
+    """
     files = [file for file in sorted(root.rglob("*")) if file.is_file() and not _hidden(file.relative_to(root))]
     told = {path: values for file in files if file.name == METADATA for path, values in _metadata(file)}
-    return [_entry(root, file, told.get(file, {})) for file in files if file.suffix.lower() in PICTURES]
+    pictures = [file for file in files if file.suffix.lower() in PICTURES]
+    missing = [_missing(root, path) for path in told.keys() - set(pictures)]
+    return [_entry(root, file, told.get(file, {})) for file in pictures], sorted(missing, key=lambda each: each.name)
 
 
 def captions_of(values: dict) -> tuple[str, ...]:
@@ -47,6 +52,11 @@ def _entry(root: Path, file: Path, values: dict) -> Entry:
     )
 
 
+def _missing(root: Path, path: Path) -> Skipped:
+    name = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+    return Skipped(name=name, reason=f"{METADATA} names it, but there is no such picture ({', '.join(PICTURES)})")
+
+
 def _beside(file: Path) -> tuple[str, ...]:
     """A line is a caption; several are alternatives."""
     if not file.is_file():
@@ -56,7 +66,11 @@ def _beside(file: Path) -> tuple[str, ...]:
 
 
 def _metadata(file: Path) -> Iterator[tuple[Path, dict]]:
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 ({error}); save it in that encoding") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

@@ -67,7 +67,7 @@ class Chosen:
 
 
 def find_entries(data: Path) -> tuple[list[Entry], list[Skipped]]:
-    """The captioned pictures of folders and shards, and those without a caption.
+    """The captioned pictures of folders and shards, and those without a caption or named and not there.
 
     Raises InputError when there is no folder, no picture, or no caption at all.
     """
@@ -75,7 +75,8 @@ def find_entries(data: Path) -> tuple[list[Entry], list[Skipped]]:
         raise InputError(f"no such folder: {data}; {EXPECTED}")
     if not data.is_dir():
         raise InputError(f"{data} is a file; give the folder that holds it: {EXPECTED}")
-    entries = [*folder_entries(data), *shard_entries(data)]
+    in_folders, missing = folder_entries(data)
+    entries = [*in_folders, *shard_entries(data)]
     if not entries:
         raise InputError(f"{data} holds no pictures; {EXPECTED}")
     captioned = [entry for entry in entries if entry.captions]
@@ -84,7 +85,8 @@ def find_entries(data: Path) -> tuple[list[Entry], list[Skipped]]:
             f"none of the {len(entries)} pictures in {data} has a caption; write what each shows into a .txt file of "
             'the same name, or into metadata.jsonl as {"file_name": …, "text": …}'
         )
-    return captioned, [Skipped(name=entry.name, reason="no caption") for entry in entries if not entry.captions]
+    uncaptioned = [Skipped(name=entry.name, reason="no caption") for entry in entries if not entry.captions]
+    return captioned, [*missing, *uncaptioned]
 
 
 def look(entry: Entry, finder: PoseFinder) -> Look:
