@@ -138,6 +138,19 @@ def test_shards_of_webdataset(tmp_path):
     assert found.identities.tolist() == [0, 0]
 
 
+def test_null_says_nothing_of_who_it_is_or_in_which_style(tmp_path):
+    told = {"caption": "standing", "identity": None, "style": None}
+    write_tar(tmp_path / "0.tar", {"0.png": png(picture()), "0.json": json.dumps(told).encode()})
+    names = ("anna/1.png", "ben/1.png", "ben/2.png")
+    for name in names:
+        add(tmp_path, name, None)
+    lines = [{"file_name": name, "text": "standing", "identity": None} for name in names]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    entries, _ = find_entries(tmp_path)
+    assert [entry.identity for entry in entries] == ["anna", "ben", "ben", "0.tar/0 (alone)"]
+    assert {entry.style for entry in entries} == {"photo"}
+
+
 def test_a_compressed_or_broken_shard_is_an_error(tmp_path):
     (tmp_path / "000.tar").write_bytes(b"not a tar" * 100)
     with pytest.raises(InputError, match=r"000.tar is not an uncompressed tar"):

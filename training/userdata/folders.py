@@ -39,13 +39,19 @@ def captions_of(values: dict) -> tuple[str, ...]:
     return tuple(text.strip() for text in texts if isinstance(text, str) and text.strip())
 
 
+def identity_of(values: dict, otherwise: str) -> str:
+    """Whom a JSON object says is seen; null says nobody in particular."""
+    identity = values.get("identity")
+    return otherwise if identity is None else str(identity)
+
+
 def _entry(root: Path, file: Path, values: dict) -> Entry:
     place = file.relative_to(root)
     # a picture that lies beside the folders is of somebody of whom there is no other
     folder = place.parts[0] if len(place.parts) > 1 else f"{place.stem} (alone)"
     return Entry(
         name=place.as_posix(),
-        identity=str(values.get("identity", folder)),
+        identity=identity_of(values, folder),
         captions=captions_of(values) or _beside(file.with_suffix(".txt")),
         picture=Blob(path=file),
         keypoints=values.get("keypoints"),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bolid_sdk.errors import InputError
 from bolid_training.userdata.entries import Blob, Entry
-from bolid_training.userdata.folders import captions_of
+from bolid_training.userdata.folders import captions_of, identity_of
 
 PICTURES = ("png", "jpg", "jpeg", "webp")
 
@@ -38,12 +38,12 @@ def _of_shard(path: Path, name: str) -> Iterator[Entry]:
         text = members["txt"].read().decode(errors="replace").strip() if "txt" in members else ""
         yield Entry(
             name=f"{name}/{key}",
-            identity=str(values.get("identity", f"{name}/{key} (alone)")),
+            identity=identity_of(values, f"{name}/{key} (alone)"),
             captions=captions_of(values) or ((text,) if text else ()),
             picture=picture,
             keypoints=values.get("keypoints"),
             parts=members.get("parts.png"),
-            style=str(values.get("style", "photo")),
+            style=str(values.get("style") or "photo"),
         )
 
 
