@@ -151,6 +151,16 @@ def test_null_says_nothing_of_who_it_is_or_in_which_style(tmp_path):
     assert {entry.style for entry in entries} == {"photo"}
 
 
+def test_part_labels_in_colours_are_left_out_and_named(tmp_path):
+    told = json.dumps({"caption": "standing", "identity": "anna"}).encode()
+    members = {f"{i}.{kind}": data for i in range(3) for kind, data in (("png", png(picture())), ("json", told))}
+    write_tar(tmp_path / "0.tar", members | {"1.parts.png": png(picture()), "2.parts.png": png(picture().convert("P"))})
+    found = chosen(tmp_path)
+    assert [entry.name for entry in found.entries] == ["0.tar/0", "0.tar/2"]
+    reason = found.report()["skipped"]["0.tar/1"]
+    assert "0.tar/1.parts.png has 3 channels (RGB); part labels have one" in reason
+
+
 def test_a_compressed_or_broken_shard_is_an_error(tmp_path):
     (tmp_path / "000.tar").write_bytes(b"not a tar" * 100)
     with pytest.raises(InputError, match=r"000.tar is not an uncompressed tar"):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from bolid_sdk.errors import InputError
 from bolid_training.userdata.entries import Entry, Skipped, read_keypoints
@@ -94,15 +93,23 @@ def look(entry: Entry, finder: PoseFinder) -> Look:
     try:
         image = entry.open()
         points = finder.find(image, entry.name) if entry.keypoints is None else read_keypoints(entry.keypoints)
-        check_parts(entry.open_parts())
+        check_parts(entry)
     except (InputError, OSError) as error:
         return Look(reason=str(error))
     return Look(width=image.width, height=image.height, keypoints=points)
 
 
-def check_parts(labels: Image.Image | None) -> None:
-    if labels is not None:
-        labels.load()
+def check_parts(entry: Entry) -> None:
+    """Raises OSError for part labels that are damaged, InputError for those that are a picture in colours."""
+    labels = entry.open_parts()
+    if labels is None:
+        return
+    labels.load()
+    if len(labels.getbands()) > 1:
+        raise InputError(
+            f"{entry.name}.parts.png has {len(labels.getbands())} channels ({labels.mode}); part labels have one, of "
+            "the numbers of bolid_training.avatars.parts.Part: write them as grey values"
+        )
 
 
 def choose(entries: Iterable[Entry], looks: Iterable[Look], skipped: Iterable[Skipped], *, single: bool) -> Chosen:
