@@ -217,7 +217,10 @@ def _resume(accelerator: Accelerator, progress: Progress, options: LoopOptions) 
     accelerator.project_configuration.iteration = newest + 1
     # counts batches, and the run before may have taken another number of them to a step
     accelerator.step = progress.step * options.accumulate
-    accelerator.print(f"continuing {options.out} at step {progress.step}")
+    if progress.step < options.steps:
+        accelerator.print(f"continuing {options.out} at step {progress.step}")
+    else:
+        accelerator.print(f"{options.out} is at step {progress.step} of {options.steps}: nothing is left to train")
 
 
 def _set_learning_rate(schedule: LambdaLR, step: int, options: LoopOptions) -> None:

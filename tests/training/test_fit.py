@@ -144,6 +144,30 @@ def test_a_run_goes_on_and_what_was_left_out_is_named(fitted):
     assert list((out / "sheets").glob("*.png"))
 
 
+def everything(out):
+    return {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+
+def test_a_run_of_other_pictures_or_settings_is_refused_and_left_as_it_was(
+    fitted, model, image_encoder, data, tmp_path
+):
+    out, _ = fitted
+    other, moved, before = tmp_path / "other", tmp_path / "moved", everything(out)
+    shutil.copytree(data, moved)  # with the files' times
+    shutil.copytree(data, other)
+    Image.new("RGB", (64, 64), "red").save(other / "person1" / "2.png")
+    more = ("--steps", "4", "--batch-size", "2", "--seed", "1")
+    result = fit(model, image_encoder, other, out, *more)
+    assert result.exit_code == 2
+    message = " ".join(result.output.split())
+    assert f"{out} holds a run of other settings" in message
+    assert all(option in message for option in ("--data 13 captioned", "--seed 1 (was 0)", "give another --out"))
+    assert "--model" not in message
+    assert everything(out) == before
+    result = fit(model, image_encoder, moved, out, "--steps", "4", "--batch-size", "1", "--learning-rate", "1e-3")
+    assert result.exit_code == 0, result.output
+
+
 def test_the_complete_folder_is_the_model_with_the_adapter_beside_it(fitted, model):
     out, _ = fitted
     pipe = StableDiffusionPipeline.from_pretrained(out / "complete", safety_checker=None)

@@ -76,6 +76,13 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path):
     assert not torch.equal(weights[0], whole.module.weight)
 
 
+def test_a_finished_run_says_that_it_trains_nothing(tmp_path, capsys):
+    run(tmp_path, steps=5)
+    again = run(tmp_path, steps=5, learning_rate=1.0)
+    assert again.calls == 0
+    assert "is at step 5 of 5: nothing is left to train" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("finished", [0, 26])
 def test_a_checkpoint_left_half_written_is_passed_over(tmp_path, finished):
     """As by a run that was killed while it saved, before or after it had saved whole ones."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bolid_training.userdata.reading import Chosen, Look
 
 PRECISIONS = ("no", "bf16", "fp16")
+SETTINGS = "settings.json"
 PATH = click.Path(path_type=Path)
 
 
@@ -138,6 +139,9 @@ def run(request: FitRequest) -> None:
     base = open_base(request.model, request.image_encoder)
     entries, skipped = find_entries(request.data)
     finder = open_pose_finder(request.model, request.pose_estimator, request.pose_threshold)
+    settings = decisive_settings(request, base, entries, finder)
+    if not request.dry_run:
+        check_settings(request.folder, settings)
     chosen = choose(entries, looks_at(entries, finder, request), skipped, single=request.single)
     main = process_state().is_main_process
     if main:
@@ -145,6 +149,8 @@ def run(request: FitRequest) -> None:
     if request.dry_run:
         return
     check_space(request.folder, base, chosen)
+    if main:
+        (request.folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
     try:
         train(
             build_fit_task(base, chosen, request.folder / "cache", options),
@@ -192,6 +198,38 @@ def looks_at(entries: "list[Entry]", finder: "PoseFinder", request: FitRequest) 
 def looks_key(entries: "Iterable[Entry]", finder: "PoseFinder") -> str:
     content = [finder.name, finder.threshold, *((e.picture.stamp, str(e.keypoints)) for e in entries)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def decisive_settings(
+    request: FitRequest, base: "Base", entries: "Iterable[Entry]", finder: "PoseFinder"
+) -> dict[str, Any]:
+    """By the options' names, what cannot change when a run goes on. Of the data, what is in them, wherever they lie."""
+    pictures = [(e.name, e.identity, e.captions, e.style, str(e.keypoints), e.picture.stamp[1:]) for e in entries]
+    digest = hashlib.sha256(json.dumps(pictures).encode()).hexdigest()[:16]
+    poses = request.pose_estimator
+    return {
+        "--model": str(request.model.resolve()),
+        "--data": f"{len(pictures)} captioned pictures, digest {digest}",
+        "--image-encoder": str(base.image_encoder_folder.resolve()),
+        "--pose-estimator": None if poses is None else str(poses.resolve()),
+        "--pose-threshold": finder.threshold,
+        "--single": request.single,
+        "--seed": request.seed,
+    }
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Raises InputError when there is a checkpoint in `folder` of a run with other settings."""
+    file = folder / SETTINGS
+    if not file.is_file() or not list(folder.glob("checkpoints/*/complete")):
+        return
+    found = json.loads(file.read_text())
+    differ = [f"{name} {now} (was {found.get(name)})" for name, now in settings.items() if found.get(name) != now]
+    if differ:
+        raise InputError(
+            f"{folder} holds a run of other settings: {', '.join(differ)}; give another --out for a new run, or go on "
+            "with the same settings"
+        )
 
 
 def report(request: FitRequest, base: "Base", chosen: "Chosen", options: "FitOptions") -> None:
