@@ -64,12 +64,6 @@ def srgb_to_linear(rgb: Color) -> np.ndarray:
     return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
 
-def linear_to_srgb(rgb: Color) -> np.ndarray:
-    """Linear light, clipped to [0, 1], to sRGB (IEC 61966-2-1)."""
-    rgb = np.clip(np.asarray(rgb, np.float32), 0, 1)
-    return np.where(rgb <= 0.0031308, rgb * 12.92, 1.055 * rgb ** (1 / 2.4) - 0.055).astype(np.float32)
-
-
 def from_triangles(
     vertices: np.ndarray, faces: np.ndarray, color: Color, part: Part = Part.BACKGROUND, smooth: bool = True
 ) -> Mesh:

@@ -7,7 +7,7 @@ pytest.importorskip("anny")
 pytest.importorskip("embreex")
 
 from bolid_training.avatars.body import build_figure
-from bolid_training.avatars.mesh import box, linear_to_srgb, sphere, srgb_to_linear
+from bolid_training.avatars.mesh import box, sphere, srgb_to_linear
 from bolid_training.avatars.parts import Part
 from bolid_training.avatars.people import sample_person
 from bolid_training.avatars.poses import Pose
@@ -58,9 +58,10 @@ def test_background_is_what_nothing_hides() -> None:
     assert np.isinf(seen.depth[0, 0])
 
 
-def test_transfer_functions_are_inverse() -> None:
-    values = np.linspace(0, 1, 11)
-    np.testing.assert_allclose(linear_to_srgb(srgb_to_linear(values)), values, atol=1e-5)
+def test_the_transfer_function_is_the_standards() -> None:
+    """Both ends of its straight and its curved piece, and the grey of half the light (IEC 61966-2-1)."""
+    values = [0, 0.04045, 0.5, 0.735357, 1]
+    np.testing.assert_allclose(srgb_to_linear(values), [0, 0.0031308, 0.214041, 0.5, 1], atol=1e-6)
 
 
 def test_a_dressed_person_shows_its_parts_in_order() -> None:
