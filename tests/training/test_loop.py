@@ -9,11 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from diffusers.training_utils import EMAModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from bolid_training import loop, muon
+from bolid_training.cli import RECIPES, main
 from bolid_training.data import process_state
 from bolid_training.loop import (
     LoopOptions,
@@ -23,6 +25,7 @@ from bolid_training.loop import (
     learning_rate_factor,
     train,
 )
+from bolid_training.stages import tasks
 
 
 class Regression:
@@ -153,6 +156,17 @@ def test_learning_rate_warms_up_and_falls():
     assert max(factors) == pytest.approx(1, abs=1e-3)
     assert factors[100:] == sorted(factors[100:], reverse=True)
     assert factors[-1] == pytest.approx(0.05, abs=1e-3)
+
+
+def test_stages_train_by_their_recipes_and_warm_up_for_a_quarter_at_most(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(tasks, "build_task", lambda *given, **named: Regression())
+    monkeypatch.setattr(loop, "train", lambda task, options: seen.append(options))
+    for name, recipe in RECIPES.items():
+        result = CliRunner().invoke(main, ["stage", name, "--runs", str(tmp_path)], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        assert vars(recipe).items() <= vars(seen.pop()).items()
+        assert recipe.warmup <= recipe.steps / 4
 
 
 def test_muon_moves_matrices_by_orthogonal_steps_and_the_rest_as_adamw_does():

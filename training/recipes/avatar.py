@@ -10,6 +10,7 @@ class StageRecipe:
     batch_size: int
     learning_rate: float
     optimizer: Literal["adamw", "muon"] = "adamw"
+    warmup: int = 100
     ema_decay: float = 0.999
     validate_every: int = 500
 
@@ -27,10 +28,10 @@ STAGES = {
     ),
     "adapter": StageRecipe(steps=6000, batch_size=16, learning_rate=6e-4, validate_every=1000),
     "lightning": StageRecipe(steps=450, batch_size=64, learning_rate=5e-4, ema_decay=0.995, validate_every=150),
-    "refine": StageRecipe(steps=170, batch_size=16, learning_rate=2e-4, ema_decay=0.98, validate_every=40),
-    "contrast": StageRecipe(steps=120, batch_size=16, learning_rate=2e-4, ema_decay=0.97, validate_every=40),
-    "energy": StageRecipe(steps=150, batch_size=16, learning_rate=2.5e-4, ema_decay=0.97, validate_every=40),
-    "guider": StageRecipe(steps=200, batch_size=16, learning_rate=5e-4, ema_decay=0.97, validate_every=40),
+    "refine": StageRecipe(steps=170, batch_size=16, learning_rate=2e-4, warmup=17, ema_decay=0.98, validate_every=40),
+    "contrast": StageRecipe(steps=120, batch_size=16, learning_rate=2e-4, warmup=10, ema_decay=0.97, validate_every=40),
+    "energy": StageRecipe(steps=150, batch_size=16, learning_rate=2.5e-4, warmup=15, ema_decay=0.97, validate_every=40),
+    "guider": StageRecipe(steps=200, batch_size=16, learning_rate=5e-4, warmup=15, ema_decay=0.97, validate_every=40),
     "clothes": StageRecipe(
         steps=1200, batch_size=32, learning_rate=6e-4, optimizer="muon", ema_decay=0.99, validate_every=100
     ),
