@@ -63,6 +63,9 @@ EARLIER_DEEP_FEATURE = "earlier_deep_feature"
 TIME_IDS = 6
 """SDXL's `time_ids`: original height and width, top and left of the crop, target height and width, in pixels."""
 
+ADDED_CONDITIONS = ("text_embeds", "time_ids")
+"""Inputs of the denoiser that SDXL's UNet adds to the timestep."""
+
 LORA_DOWN, LORA_UP = "lora_down", "lora_up"
 """Inputs of graphs that take LoRAs: all layers' `down` and `up`, one layer's rows after the other's."""
 

@@ -16,12 +16,9 @@ from bolid_export.hot_loras import HotLayer, locate, loras_applied
 from bolid_export.shallow import ShallowUNet, deep_features
 from bolid_export.sources import Model
 from bolid_export.sources.hot_layers import hot_modules
-from bolid_sdk.contracts import DEEP_FEATURE, LORA_DOWN, LORA_UP, GraphSpec, Sizes, graph_specs
+from bolid_sdk.contracts import ADDED_CONDITIONS, DEEP_FEATURE, LORA_DOWN, LORA_UP, GraphSpec, Sizes, graph_specs
 from bolid_training.model.identity_net import IdentityGuidedUNet
 from bolid_training.model.pose_estimator import decode_heatmaps
-
-# What the UNet adds to the timestep (SDXL).
-ADDED_CONDITIONS = ("text_embeds", "time_ids")
 
 
 class Graph(nn.Module):

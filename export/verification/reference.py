@@ -11,9 +11,8 @@ import torch
 from diffusers import SchedulerMixin, UNet2DConditionModel
 from numpy.typing import NDArray
 
-from bolid_export.graphs import ADDED_CONDITIONS
 from bolid_export.hot_loras import HotLayer, loras_applied
-from bolid_sdk.contracts import LORA_DOWN, LORA_UP
+from bolid_sdk.contracts import ADDED_CONDITIONS, LORA_DOWN, LORA_UP
 from bolid_training.model.sampling import sample_latents
 
 
