@@ -22,7 +22,10 @@ TEXT_LENGTH = 77
 
 
 class PeakBytes(TorchDispatchMode):
-    """Counts the storages that operations inside the `with` create: `peak` is the most bytes alive at once."""
+    """Counts the storages that operations inside the `with` create: `peak` is the most bytes alive at once.
+
+    A view, such as a weight transposed, creates none.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,10 +33,11 @@ class PeakBytes(TorchDispatchMode):
         self.current = self.peak = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        given = {storage._cdata for storage in _storages((args, kwargs))}
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor):
-                self._add(leaf.untyped_storage())
+        for storage in _storages(out):
+            if storage._cdata not in given:
+                self._add(storage)
         return out
 
     def _add(self, storage: torch.UntypedStorage) -> None:
@@ -47,6 +51,10 @@ class PeakBytes(TorchDispatchMode):
 
     def _drop(self, key: int) -> None:
         self.current -= self.alive.pop(key, 0)
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def estimate_memory(base: Base, options: FitOptions, batch_size: int) -> dict[str, float]:

@@ -23,7 +23,7 @@ from bolid_training.avatars.dataset import write_dataset
 from bolid_training.avatars.shards import Settings, png
 from bolid_training.cli import main
 from bolid_training.data import process_state
-from bolid_training.memory_estimate import estimate_memory, fake_batch, step_bytes
+from bolid_training.memory_estimate import PeakBytes, estimate_memory, fake_batch, step_bytes
 from bolid_training.model.base import open_base
 from bolid_training.model.checkpoint import build_clip, byte_tokenizer, clip_parts
 from bolid_training.model.config import AvatarConfig
@@ -317,6 +317,14 @@ def test_the_estimate_counts_what_autograd_holds():
     """Four activations of 400 kB, and in the backward of a square its gradient, its output's and two products."""
     peak = step_bytes(Squares(), {}, torch.float32)
     assert peak == pytest.approx(8 * 400_000, rel=1e-3)
+
+
+def test_a_weight_that_is_only_looked_at_is_not_counted_again():
+    """A linear layer transposes its weight, which is a view."""
+    sample, layer = torch.ones(1000, 100), nn.Linear(100, 50)
+    with PeakBytes() as bytes_alive, torch.no_grad():
+        layer(sample)
+    assert bytes_alive.peak == 4 * 1000 * 50
 
 
 def test_the_estimate_of_weights_is_exact_and_checkpointing_saves(base):
