@@ -89,6 +89,7 @@ Examples:
     type=click.Path(path_type=Path),
     multiple=True,
     help="BoLID's, an IP-Adapter, InstantID's or PuLID's, told by its keys; in place of the model's own of that kind. "
+    "A folder with all of BoLID's, as `bolid-train fit` writes it, is one, too. "
     "On a model without an identity the first IP-Adapter becomes the identity, another one the image prompt. "
     "InstantID's ControlNetModel folder is found beside ip-adapter.bin, or named with another --adapter.",
 )

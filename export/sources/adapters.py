@@ -65,8 +65,20 @@ class AdapterFile:
 
 
 def own_adapters(folder: Path) -> dict[Role, AdapterFile]:
-    """Those that a checkpoint brings in `adapter/`: see `PLACES`."""
-    places = {role: folder / "adapter" / name for role, name in PLACES.items()}
+    """Those that a checkpoint brings in `adapter/`."""
+    return _adapters_in(folder / "adapter")
+
+
+def open_adapters(path: Path) -> list[AdapterFile]:
+    """One adapter, or all of a folder of BoLID's, as `bolid-train fit` writes it. Raises InputError."""
+    if (path / IDENTITY).is_file():
+        return list(_adapters_in(path).values())
+    return [open_adapter(path)]
+
+
+def _adapters_in(folder: Path) -> dict[Role, AdapterFile]:
+    """See `PLACES`."""
+    places = {role: folder / name for role, name in PLACES.items()}
     return {role: open_adapter(path) for role, path in places.items() if path.exists()}
 
 
@@ -79,7 +91,7 @@ def open_adapter(path: Path) -> AdapterFile:
             return AdapterFile(path=path, kind=None, controlnet=is_controlnet(path))
         raise InputError(
             f"{path} is neither a pose guider nor an IdentityNet: expected a diffusers folder of a T2IAdapter or a "
-            "ControlNet with config.json"
+            f"ControlNet with config.json, or a folder of BoLID's adapters with {IDENTITY}"
         )
     shapes = read_shapes(path)
     kind = kind_of(shapes)

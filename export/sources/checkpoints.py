@@ -20,7 +20,7 @@ from bolid_export.sources.adapters import (
     assign_roles,
     attach_adapters,
     features_read,
-    open_adapter,
+    open_adapters,
     own_adapters,
 )
 from bolid_export.sources.diffusers_folder import (
@@ -87,7 +87,7 @@ def open_source(model: Path, adapters: Sequence[Path] = (), choices: Choices | N
     choices = choices or Choices()
     base = _open_base(model, choices)
     own = _own_adapters(model)
-    roles = assign_roles(own, [open_adapter(path) for path in adapters])
+    roles = assign_roles(own, [file for path in adapters for file in open_adapters(path)])
     if choices.vae:
         base = replace(base, vae=_reading(choices.vae, load_vae, choices.vae, base.vae))
     base = replace(base, scheduler=_scheduler(base, choices.prediction_type))

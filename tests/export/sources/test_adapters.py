@@ -209,6 +209,22 @@ def test_the_second_ip_adapter_is_the_image_prompt(sd15_folder, image_encoder_fo
         open_with(sd15_folder, image_encoder_folder, *[ip_adapters["plus"]] * 3)
 
 
+def test_a_folder_of_bolids_adapters_is_one_adapter(model_folder, tmp_path):
+    """As `bolid-train fit` writes it: the same as each of its files by itself."""
+    bare = shutil.copytree(model_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("adapter"))
+    folder = model_folder / "adapter"
+    together = open_source(bare, [folder])
+    names = ("identity.safetensors", "image_prompt.safetensors", "pose_guider")
+    one_by_one = open_source(bare, [folder / name for name in names])
+    assert together.decisions == one_by_one.decisions
+    assert together.hashes == one_by_one.hashes
+    assert together.decisions["identity"].startswith("BoLID")
+    assert together.checkpoint.adapter.pose_guider is not None
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"or a folder of BoLID's adapters with identity\.safetensors"):
+        open_source(bare, [tmp_path / "empty"])
+
+
 @torch.no_grad()
 def test_tokens_of_zeros_that_a_file_asks_for_come_after_the_learned_ones(model_folder, tmp_path):
     folder = shutil.copytree(model_folder, tmp_path / "zeros")
