@@ -12,7 +12,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from diffusers import AutoencoderKL, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -20,7 +19,7 @@ from torch import nn
 from bolid_export.cli import main as export
 from bolid_sdk.errors import InputError
 from bolid_training.avatars.dataset import write_dataset
-from bolid_training.avatars.shards import Settings, png
+from bolid_training.avatars.shards import Settings
 from bolid_training.cli import main
 from bolid_training.data import process_state
 from bolid_training.memory_estimate import PeakBytes, estimate_memory, fake_batch, step_bytes
@@ -32,10 +31,6 @@ from bolid_training.stages.fit import FitModule, FitOptions, loss_weights, noisy
 SIZES = AvatarConfig(
     image_size=64, text_width=64, text_layers=1, vision_width=128, vision_layers=2, vision_size=32, vision_patch=16
 )
-POSE = [
-    *([0.58, 0.3, 2], [0.42, 0.3, 2], [0.6, 0.42, 2], [0.4, 0.42, 2], [0.6, 0.52, 2], [0.4, 0.52, 2]),
-    *([0.55, 0.55, 2], [0.45, 0.55, 2], [0.55, 0.7, 2], [0.45, 0.7, 2], [0.55, 0.85, 1], [0.45, 0.85, 0]),
-]
 
 
 @pytest.fixture(scope="module")
@@ -63,31 +58,6 @@ def model(tmp_path_factory):
     parts = (vae, text_encoder, tokenizer, unet, scheduler, None, None)
     pipe = StableDiffusionPipeline(*parts, requires_safety_checker=False)
     pipe.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def image_encoder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("encoder") / "clip"
-    clip_parts(build_clip(replace(SIZES, text_width=128), byte_tokenizer()))["image_encoder"].save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Four people in three pictures each, of several shapes; keypoints are given. One file is no picture."""
-    folder, lines = tmp_path_factory.mktemp("people"), []
-    for person in range(4):
-        for number, size in enumerate([(64, 96), (96, 64), (64, 64)]):
-            image = Image.new("RGB", size, (60 * number, 90, 120))
-            ImageDraw.Draw(image).rectangle((size[0] * 0.4, 20, size[0] * 0.6, 60), (60 * person, 200, 50))
-            name = f"person{person}/{number}.png"
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_bytes(png(np.asarray(image)))
-            lines.append({"file_name": name, "text": f"standing {number}", "keypoints": POSE})
-    (folder / "person0" / "broken.png").write_text("not a picture")
-    lines.append({"file_name": "person0/broken.png", "text": "broken", "keypoints": POSE})
-    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Any Stable Diffusion 1.5-shaped diffusers folder as the frozen base that the BoLID adapter is trained on.
+"""Any Stable Diffusion 1.5- or SDXL-shaped diffusers folder as the frozen base that the BoLID adapter is trained on.
 
 Parts are read one at a time, when they are needed: what has been encoded once need not stay in memory.
 """
@@ -6,24 +6,33 @@ Parts are read one at a time, when they are needed: what has been encoded once n
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+from torch import nn
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
 
+from bolid_sdk.contracts import TIME_IDS
 from bolid_sdk.errors import InputError
+from bolid_training.model.checkpoint import ZERO_UNCONDITIONAL
 from bolid_training.model.config import AvatarConfig
-from bolid_training.model.lightning import LORA_FILE
+from bolid_training.model.families import SD15, SDXL, Family, family_of, text_sizes
+from bolid_training.model.lightning import LIGHTNING, LORA_FILE
 
-PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 PREDICTIONS = ("epsilon", "v_prediction")
-GUIDER_STRIDE = 8  # pixels of a T2I-Adapter's first feature map's cell
-LIGHTNING = "lightning"
+PIXELS_PER_LATENT = 8
 HEAD_DIM = 64
-IP_ADAPTER_PLUS_WIDTH = 768
-T = TypeVar("T", bound=torch.nn.Module)
+TextTower: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
+TOWERS: dict[str, type[TextTower]] = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+T = TypeVar("T", bound=nn.Module)
 UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError)
 
 
@@ -32,6 +41,7 @@ class Base:
     """A folder and what its configurations say. `adapter`: BoLID's own parts if the folder has them.
 
     A few-step LoRA beside it is left out (`few_step`): one step of a few is not what noise prediction teaches.
+    `zero_unconditional`: no text is zeros, not the empty prompt (diffusers' `force_zeros_for_empty_prompt`).
     """
 
     folder: Path
@@ -39,6 +49,8 @@ class Base:
     config: AvatarConfig
     scheduler: DDIMScheduler
     adapter: Path | None
+    family: Family = SD15
+    zero_unconditional: bool = False
     few_step: bool = False
 
     @property
@@ -61,15 +73,31 @@ class Base:
         finally:
             torch.set_default_dtype(default)
 
+    def random_encoders(self) -> dict[str, nn.Module]:
+        """Those that are asked before the training, by the names of their folders, with weights that are not read."""
+        vae, vision = self._vae_class, CLIPVisionModelWithProjection
+        encoders = {
+            "vae": vae.from_config(vae.load_config(self.folder / "vae", local_files_only=True)),
+            **{part: _random(TOWERS[part], self.folder / part) for part in self.family.towers},
+            "image_encoder": _random(vision, self.image_encoder_folder),
+        }
+        return {name: _frozen(encoder) for name, encoder in encoders.items()}
+
     def vae(self) -> AutoencoderKL | AutoencoderTiny:
-        kind = AutoencoderTiny if _is_tiny(self.folder) else AutoencoderKL
-        return _frozen(kind.from_pretrained(self.folder / "vae", torch_dtype=torch.float32))
+        return _frozen(self._vae_class.from_pretrained(self.folder / "vae", torch_dtype=torch.float32))
 
-    def text_encoder(self) -> CLIPTextModel:
-        return _frozen(CLIPTextModel.from_pretrained(self.folder / "text_encoder", dtype=torch.float32))
+    @property
+    def _vae_class(self) -> type[AutoencoderKL] | type[AutoencoderTiny]:
+        return AutoencoderTiny if _is_tiny(self.folder) else AutoencoderKL
 
-    def tokenizer(self) -> CLIPTokenizer:
-        return CLIPTokenizer.from_pretrained(self.folder / "tokenizer")
+    def text_encoders(self) -> list[TextTower]:
+        """One, or SDXL's two."""
+        folders = {part: self.folder / part for part in self.family.towers}
+        return [_frozen(TOWERS[part].from_pretrained(where, dtype=torch.float32)) for part, where in folders.items()]
+
+    def tokenizers(self) -> list[CLIPTokenizer]:
+        """One for each text encoder."""
+        return [CLIPTokenizer.from_pretrained(self.folder / part) for part in self.family.tokenizers]
 
     def image_encoder(self) -> CLIPVisionModelWithProjection:
         folder = self.image_encoder_folder
@@ -96,9 +124,12 @@ def open_base(folder: Path, image_encoder: Path | None = None) -> Base:
         )
     try:
         unet, vision = _json(folder / "unet" / "config.json"), _json(encoder / "config.json")
-        _check_unet(folder, unet)
+        family = _family(folder, unet)
+        towers = [_json(folder / part / "config.json") for part in family.towers]
+        _check_unet(folder, family, unet, towers)
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler", clip_sample=False, thresholding=False)
-        config = _config(folder, unet, vision.get("vision_config", vision))
+        config = _config(folder, family, unet, towers, vision.get("vision_config", vision))
+        zero_unconditional = _zero_unconditional(folder, family)
     except UNREADABLE as error:
         if isinstance(error, InputError):
             raise
@@ -114,64 +145,106 @@ def open_base(folder: Path, image_encoder: Path | None = None) -> Base:
         config=config,
         scheduler=scheduler,
         adapter=adapter if (adapter / "identity.safetensors").is_file() else None,
+        family=family,
+        zero_unconditional=zero_unconditional,
         few_step=_few_step(folder),
     )
 
 
 def _check_folder(folder: Path) -> None:
-    expected = "expected a diffusers folder of Stable Diffusion 1.5's shape with model_index.json"
+    expected = "expected a diffusers folder of Stable Diffusion 1.5's or SDXL's shape with model_index.json"
     if not folder.exists():
         raise InputError(f"no such model: {folder}; {expected}")
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder} is not a diffusers folder: it has no model_index.json; {expected}")
-    if missing := [part for part in PARTS if not (folder / part).is_dir()]:
-        raise InputError(f"{folder} lacks {', '.join(missing)}; {expected} and {', '.join(PARTS)}")
+    if missing := [part for part in SD15.parts if not (folder / part).is_dir()]:
+        raise InputError(f"{folder} lacks {', '.join(missing)}; {expected} and {', '.join(SD15.parts)}")
 
 
-def _check_unet(folder: Path, unet: dict) -> None:
-    if unet.get("addition_embed_type") == "text_time" or (folder / "text_encoder_2").is_dir():
-        raise InputError(f"{folder} is SDXL; `fit` trains on Stable Diffusion 1.5's shape: one text encoder")
-    *attending, last = unet["down_block_types"]
-    if last != "DownBlock2D" or any(kind != "CrossAttnDownBlock2D" for kind in attending):
+def _family(folder: Path, unet: dict) -> Family:
+    """Raises InputError for a UNet of neither, and for a folder with one text encoder too few or too many."""
+    family = family_of(unet)
+    if family is None:
         raise InputError(
-            f"{folder}: the UNet's down blocks are {', '.join(unet['down_block_types'])}; the pose guider's features "
-            "fit Stable Diffusion 1.5's order, blocks with cross-attention and then one without"
+            f"{folder}: the UNet adds {unet['addition_embed_type']!r} to its timestep; BoLID trains on {SD15.name}'s, "
+            f"which adds nothing, and {SDXL.name}'s, which adds pooled text and sizes"
+        )
+    if missing := [part for part in family.parts if not (folder / part).is_dir()]:
+        raise InputError(f"{folder} is {family.name} and lacks {', '.join(missing)}; give the whole model's folder")
+    if family is SD15 and (folder / SDXL.towers[1]).is_dir():
+        raise InputError(
+            f"{folder} has {SDXL.towers[1]}, as SDXL, but a UNet that is not told of pooled text and sizes; expected "
+            f"{SD15.name}'s one text encoder or all of SDXL"
+        )
+    return family
+
+
+def _check_unet(folder: Path, family: Family, unet: dict, towers: list[dict]) -> None:
+    found = tuple(unet["down_block_types"])
+    expected = family.down_blocks(len(found))
+    if found != expected:
+        raise InputError(
+            f"{folder}: the UNet's down blocks are {', '.join(found)}; the pose guider's features fit {family.name}'s "
+            f"order: {', '.join(expected)}"
         )
     if unet["in_channels"] != unet["out_channels"]:
         raise InputError(
             f"{folder} is an inpainting model ({unet['in_channels']} channels in); give a text-to-image one"
         )
+    width = sum(tower["hidden_size"] for tower in towers)
+    if width != unet["cross_attention_dim"]:
+        raise InputError(
+            f"{folder}: the text encoders' states are {width} wide, the UNet reads {unet['cross_attention_dim']}; "
+            "give the text encoders that it was trained with"
+        )
+    if family.added:
+        _check_sizes(folder, unet, towers[-1])
 
 
-def _config(folder: Path, unet: dict, vision: dict) -> AvatarConfig:
+def _check_sizes(folder: Path, unet: dict, tower: dict) -> None:
+    numbers = unet["projection_class_embeddings_input_dim"] - tower["projection_dim"]
+    if numbers != TIME_IDS * unet["addition_time_embed_dim"]:
+        raise InputError(
+            f"{folder}: the UNet adds {unet['projection_class_embeddings_input_dim']} numbers to its timestep; "
+            f"expected {tower['projection_dim']} of a pooled text and those of {TIME_IDS} sizes (the refiner has five)"
+        )
+
+
+def _zero_unconditional(folder: Path, family: Family) -> bool:
+    """What StableDiffusionXLPipeline does when its index does not say; Stable Diffusion 1.5 reads the empty prompt."""
+    return family is SDXL and _json(folder / "model_index.json").get(ZERO_UNCONDITIONAL, True)
+
+
+def _config(folder: Path, family: Family, unet: dict, towers: list[dict], vision: dict) -> AvatarConfig:
     """The folder's own, or one with the sizes of its parts and IP-Adapter-Plus' for the adapter."""
     if (folder / "avatar.json").is_file():
         values = _json(folder / "avatar.json")
         _check_method(folder, values)
         own = AvatarConfig(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
         return replace(own, steps=AvatarConfig.steps, guidance=AvatarConfig.guidance) if _few_step(folder) else own
-    vae, text = _json(folder / "vae" / "config.json"), _json(folder / "text_encoder" / "config.json")
+    vae = _json(folder / "vae" / "config.json")
     levels = len(vae.get("encoder_block_out_channels") or vae["block_out_channels"])
-    if 2 ** (levels - 1) != GUIDER_STRIDE:
+    if 2 ** (levels - 1) != PIXELS_PER_LATENT:
         raise InputError(f"{folder}: a latent of its autoencoder is {2 ** (levels - 1)} pixels wide; the guider's is 8")
-    context = unet["cross_attention_dim"]
     return AvatarConfig(
-        image_size=unet["sample_size"] * GUIDER_STRIDE,
+        image_size=unet["sample_size"] * PIXELS_PER_LATENT,
         latent_channels=unet["in_channels"],
-        vocabulary=text["vocab_size"],
-        text_width=context,
-        text_layers=text["num_hidden_layers"],
+        **text_sizes(unet, towers),
         vision_width=vision["hidden_size"],
         vision_layers=vision["num_hidden_layers"],
         vision_size=vision["image_size"],
         vision_patch=vision["patch_size"],
-        clip_projection=text.get("projection_dim", context),
         unet_channels=tuple(unet["block_out_channels"]),
         unet_layers_per_block=unet["layers_per_block"],
-        resampler_width=min(IP_ADAPTER_PLUS_WIDTH, max(HEAD_DIM, context // HEAD_DIM * HEAD_DIM)),
+        resampler_width=_resampler_width(family, unet["cross_attention_dim"]),
         steps=25,
-        guidance=7.5,
+        guidance=family.guidance,
     )
+
+
+def _resampler_width(family: Family, context: int) -> int:
+    """Whole heads, no more than the text is wide."""
+    return min(family.resampler_width, max(HEAD_DIM, context // HEAD_DIM * HEAD_DIM))
 
 
 def _check_method(folder: Path, values: dict) -> None:
@@ -189,6 +262,10 @@ def _few_step(folder: Path) -> bool:
 
 def _is_tiny(folder: Path) -> bool:
     return _json(folder / "vae" / "config.json").get("_class_name") == "AutoencoderTiny"
+
+
+def _random(kind: Any, folder: Path) -> nn.Module:
+    return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
 
 
 def _json(file: Path) -> dict:

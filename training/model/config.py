@@ -59,6 +59,11 @@ class AvatarConfig:
         return self.text_width + self.text_width_2
 
     @property
+    def pooled_width(self) -> int:
+        """Width of the second text tower's projection; 0 if there is no such tower."""
+        return self.clip_projection if self.text_width_2 else 0
+
+    @property
     def patch_width(self) -> int:
         """D: width of the image encoder's tokens."""
         return self.vision_width or self.text_width

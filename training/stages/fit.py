@@ -1,10 +1,11 @@
-"""`bolid-train fit`: the BoLID adapter on any Stable Diffusion 1.5, with a user's pictures.
+"""`bolid-train fit`: the BoLID adapter on any Stable Diffusion 1.5 or SDXL, with a user's pictures.
 
 As in stage `adapter`: identity tokens come from one picture of a person; skeleton, text and noise from another. Base
 and encoders are frozen; what they say of the pictures is computed beforehand, so only UNet and adapter are in memory.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from accelerate.utils import send_to_device
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
+from bolid_sdk.conditioning import SizeConditioning
+from bolid_sdk.contracts import ADDED_CONDITIONS
 from bolid_sdk.pose import draw_skeleton
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.conditions import draw_dropped, guided_features, masked_features, skeleton_batch
@@ -82,6 +85,7 @@ class FitModule(nn.Module):
             batch["timestep"],
             batch["encoder_hidden_states"],
             cross_attention_kwargs=self.attention(batch),
+            added_cond_kwargs=added_conditions(batch),
             down_intrablock_additional_residuals=features,
         ).sample
         return output.float()
@@ -109,7 +113,8 @@ class FitTask:
         chosen = np.stack([rng.choice(people.siblings[i], references) for i in indices])
         captions = [rng.choice(arrays.captions[i]) for i in indices]
         batch = noisy_latents(arrays.latents[indices], self.base.scheduler, rng) | {
-            "encoder_hidden_states": _floats(arrays.texts[np.where(no_text, 0, captions)]),
+            **self.texts(np.where(no_text, 0, captions)),
+            **self.sizes(arrays.time_ids[indices]),
             "patch_tokens": self.patches(chosen, no_identity),
             "parts": torch.arange(self.base.config.parts).repeat(references).expand(size, -1),
             "skeleton": self.skeletons(indices),
@@ -121,6 +126,15 @@ class FitTask:
             places[torch.from_numpy((no_identity & no_text) | (rng.random(size) < options.drop_image))] = arrays.null
             batch["image_patch_tokens"] = places
         return send_to_device(batch, process_state().device)
+
+    def texts(self, numbers: np.ndarray) -> dict[str, Tensor]:
+        """`encoder_hidden_states` [B, 77, C], and `text_embeds` [B, P] of SDXL, of the captions of these numbers."""
+        records = self.arrays.texts[numbers]
+        return {name: _floats(records[name]) for name in records.dtype.names}
+
+    def sizes(self, time_ids: np.ndarray) -> dict[str, Tensor]:
+        """`time_ids` [B, 6], if the base is told of sizes."""
+        return {"time_ids": _floats(time_ids)} if "time_ids" in self.base.family.added else {}
 
     def patches(self, chosen: np.ndarray, dropped: np.ndarray) -> Tensor:
         """float32 [B, V, P, D]: the crops of the chosen references [B, R], or those of nobody."""
@@ -166,19 +180,26 @@ class FitTask:
             "patch_tokens": torch.cat([self.patches(references, np.full(count, nobody)) for nobody in (True, False)]),
             "parts": torch.arange(self.base.config.parts).expand(2 * count, -1),
         }
-        texts = arrays.texts[np.array([0] * count + [arrays.captions[i][0] for i in indices])]
+        told = send_to_device(self._told(indices), device)
         with self._autocast():
             latents = sample_latents(
-                self.module.frozen[0],
+                partial(self.module.frozen[0], added_cond_kwargs=added_conditions(told)),
                 DDIMScheduler.from_config(self.base.scheduler.config),
                 seeded_noise((count, *arrays.latents[0].shape)).to(device),
                 steps=SAMPLING_STEPS,
                 guidance=self.base.config.guidance,
-                encoder_hidden_states=_floats(texts).to(device),
+                encoder_hidden_states=told["encoder_hidden_states"],
                 attention=self.module.attention(send_to_device(conditions, device)),
                 pose_features=guided_features(self.module.adapter.pose_guider(self.skeletons(indices).to(device))),
             )
         return self._decode(latents.float().cpu())
+
+    def _told(self, indices: np.ndarray) -> dict[str, Tensor]:
+        """Texts and sizes [2B, ...] for guidance, no text first; sizes are what the runtime tells by default."""
+        count, side = len(indices), self.base.size
+        size = SizeConditioning(original_size=(side, side), target_size=(side, side))
+        captions = [self.arrays.captions[i][0] for i in indices]
+        return self.texts(np.array([0] * count + captions)) | self.sizes(np.tile(size.time_ids(), (2 * count, 1)))
 
     def _decode(self, latents: Tensor) -> np.ndarray:
         """By a decoder that is in memory for as long as this takes."""
@@ -195,6 +216,11 @@ class FitTask:
 
     def load(self, folder: Path) -> None:
         self.module.adapter.load(folder)
+
+
+def added_conditions(batch: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """What SDXL's UNet adds to its timestep; None for a UNet that is told nothing beside the text."""
+    return {name: batch[name] for name in ADDED_CONDITIONS if name in batch} or None
 
 
 def noisy_latents(latents: np.ndarray, scheduler: DDIMScheduler, rng: np.random.Generator) -> dict[str, Tensor]:

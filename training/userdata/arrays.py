@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, AutoencoderTiny
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPTextModel, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from bolid_sdk.crops import part_crops
 from bolid_sdk.images import normalise
@@ -27,9 +27,9 @@ from bolid_training.avatars.parts import Part
 from bolid_training.conditions import body_weight, penultimate_states, place_only
 from bolid_training.data import People, cached_chunks, pixels, process_state
 from bolid_training.model.base import Base
-from bolid_training.stages.clip import tokenize
 from bolid_training.userdata.framing import Frame, person_frame
 from bolid_training.userdata.reading import Chosen
+from bolid_training.userdata.texts import TextReader, as_records
 
 CHUNK = 64
 CROPS_AT_ONCE = 20
@@ -56,7 +56,8 @@ class Arrays:
     """`latents` [N, c, h, w] of unit scale; `patches` [N, 5, P, D] of the part crops and `places` [N, P, D] of the
     surroundings; `weights` [N, 2, h, w]: the shares of each latent pixel that the person and that the picture cover.
 
-    `texts` [M, 77, C] of every caption, the empty one first, `captions` their numbers for each picture; `null` [P, D].
+    `texts`: M records of what the UNet reads of every caption, the empty one first, `captions` their numbers for each
+    picture; `time_ids` float32 [N, 6]: what SDXL is told of each picture's size; `null` [P, D].
     """
 
     people: People
@@ -66,6 +67,7 @@ class Arrays:
     weights: Chunked
     texts: Chunked
     captions: list[list[int]]
+    time_ids: NDArray[np.float32]
     null: Tensor
 
 
@@ -81,6 +83,7 @@ def prepare(base: Base, chosen: Chosen, cache: Path) -> Arrays:
         weights=store.rows("weights", lambda rows: pictures.weights(people, rows)),
         texts=_texts(base, texts, store),
         captions=captions,
+        time_ids=pictures.time_ids(),
         **_patches(base, pictures, people, store),
     )
 
@@ -91,8 +94,8 @@ def _latents(base: Base, people: People, store: "Store") -> Chunked:
 
 
 def _texts(base: Base, texts: list[str], store: "Store") -> Chunked:
-    encode = TextEncoder(base)
-    return store.rows("texts", lambda rows: encode([texts[row] for row in rows]), len(texts))
+    read = TextReader(base)
+    return store.rows("captions", lambda rows: as_records(read([texts[row] for row in rows])), len(texts))
 
 
 def _patches(base: Base, pictures: "Pictures", people: People, store: "Store") -> dict[str, Any]:
@@ -120,10 +123,10 @@ class Store:
 
 def data_key(base: Base, chosen: Chosen) -> str:
     """Other files, other networks or other keypoints have another one."""
-    encoders = [base.folder / "vae", base.folder / "text_encoder", base.image_encoder_folder]
+    encoders = [base.folder / "vae", *(base.folder / tower for tower in base.family.towers), base.image_encoder_folder]
     files = [file for folder in encoders for file in sorted(folder.iterdir()) if file.is_file()]
     content = [
-        asdict(base.config),
+        asdict(base.config) | ({"zero_unconditional": True} if base.zero_unconditional else {}),
         [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files],
         [(entry.picture.stamp, entry.identity, entry.captions, entry.style) for entry in chosen.entries],
         [found.to_json() for found in chosen.looks],
@@ -139,7 +142,8 @@ def bytes_on_disk(base: Base, count: int, captions: int) -> int:
     picture = (
         4 * side**2 + 2 * cells * (config.latent_channels + 2) + 2 * (config.parts + 1) * patches * config.patch_width
     )
-    return count * picture + 2 * 77 * config.text_width * (captions + 1)
+    caption = 2 * (77 * config.context_width + config.pooled_width)
+    return count * picture + caption * (captions + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +166,10 @@ class Pictures:
             identity=self.chosen.identities,
             metadata=[{"captions": list(entry.captions), "style": entry.style} for entry in entries],
         )
+
+    def time_ids(self) -> NDArray[np.float32]:
+        """float32 [N, 6]."""
+        return np.stack([self.frame(row).told(self.base.size).time_ids() for row in range(len(self.chosen.looks))])
 
     def images(self, rows: range) -> NDArray[np.uint8]:
         """uint8 [n, H, W, 3]."""
@@ -251,18 +259,6 @@ class PatchEncoder(Encoder):
     @torch.no_grad()
     def _encode(self, batch: Tensor) -> NDArray[np.float16]:
         return penultimate_states(self.network, batch.to(self.device)).half().cpu().numpy()
-
-
-class TextEncoder(Encoder):
-    """Captions -> float16 [n, 77, C]."""
-
-    @cached_property
-    def network(self) -> CLIPTextModel:
-        return self.base.text_encoder().to(self.device)
-
-    @torch.no_grad()
-    def __call__(self, captions: list[str]) -> NDArray[np.float16]:
-        return self.network(tokenize(self.base.tokenizer(), captions).to(self.device))[0].half().cpu().numpy()
 
 
 def number_captions(people: People) -> tuple[list[str], list[list[int]]]:

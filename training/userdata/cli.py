@@ -28,7 +28,7 @@ PATH = click.Path(path_type=Path)
 
 
 @click.command()
-@click.option("--model", type=PATH, required=True, help="A diffusers folder of Stable Diffusion 1.5's shape.")
+@click.option("--model", type=PATH, required=True, help="A diffusers folder of Stable Diffusion 1.5's or SDXL's shape.")
 @click.option("--data", type=PATH, required=True, help="Captioned folders of people, or webdataset shards.")
 @click.option("--image-encoder", type=PATH, help="Folder of a CLIP vision model. [default: MODEL/image_encoder]")
 @click.option("--pose-estimator", type=PATH, help="A ViTPose of 12 keypoints. [default: the model's, the avatar's]")
@@ -54,7 +54,7 @@ def fit(**given: Any) -> None:
       bolid-train fit --model stable-diffusion-v1-5 --image-encoder clip-vit-h --data people --dry-run
 
     Keypoints are found in pictures that come without. Damaged pictures, pictures of nobody or of several people are
-    left out and listed in OUT/data.json. The result is OUT/model, adapter files for `bolid-export --adapter`.
+    left out and listed in OUT/data.json. The result is OUT/model, a folder for `bolid-export --adapter`.
 
     \b
       torchrun --nproc-per-node 2 -m bolid_training fit …      several GPUs, or accelerate launch
@@ -241,14 +241,16 @@ def report(request: FitRequest, base: "Base", chosen: "Chosen", options: "FitOpt
         request.folder.mkdir(parents=True, exist_ok=True)
         (request.folder / "data.json").write_text(json.dumps(content, indent=2) + "\n")
     else:
-        from bolid_training.memory_estimate import estimate_memory
+        from bolid_training.memory_estimate import estimate_encoders, estimate_memory
         from bolid_training.userdata.arrays import bytes_on_disk
 
-        memory = estimate_memory(base, options, request.batch_size)
+        memory, encoders = estimate_memory(base, options, request.batch_size), estimate_encoders(base)
         disk = bytes_on_disk(base, len(chosen.entries), content["captions"])
         content["precision"] = options.mixed_precision
         content["memory_gigabytes"] = {name: round(value, 3) for name, value in memory.items()}
         content["memory_is"] = "a process': bytes of a step on fake tensors, without libraries and allocator's waste"
+        content["encoders_gigabytes"] = {name: round(value, 3) for name, value in encoders.items()}
+        content["encoders_are"] = "in memory one after the other, before the training"
         content["cache_gigabytes"] = round(disk / 1e9, 3)
     click.echo(json.dumps(content, indent=2, ensure_ascii=False))
 

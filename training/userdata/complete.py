@@ -6,7 +6,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from bolid_training.model.base import PARTS, Base
+from bolid_training.model.base import Base
 
 TEMPORARY = ".partial"
 
@@ -15,7 +15,7 @@ def write_complete(base: Base, adapter: Path, pose_estimator: Path | None, out: 
     """Writes `out`, in place of an earlier one. Big files are hard links to the originals where the disk allows it."""
     partial = out.with_name(out.name + TEMPORARY)
     shutil.rmtree(partial, ignore_errors=True)
-    folders = {part: base.folder / part for part in PARTS}
+    folders = {part: base.folder / part for part in base.family.parts}
     folders |= {"image_encoder": base.image_encoder_folder, "adapter": adapter}
     poses = pose_estimator or base.folder / "pose_estimator"
     if poses.is_dir():

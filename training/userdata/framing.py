@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from bolid_sdk.conditioning import SizeConditioning
 from bolid_sdk.images import crop_resize
 from bolid_sdk.parts import part_boxes
 
@@ -49,6 +50,14 @@ class Frame:
         points = keypoints.copy()
         points[:, :2] = (points[:, :2] * (self.width, self.height) - (self.left, self.top)) / self.side
         return points
+
+    def told(self, size: int) -> SizeConditioning:
+        """What SDXL is told of the square when it is drawn with `size` pixels: the whole picture's size, and where the
+        square begins once the picture is as much smaller as it, never before it."""
+        top, left = (max(0, round(start / self.side * size)) for start in (self.top, self.left))
+        return SizeConditioning(
+            original_size=(self.height, self.width), crop_top_left=(top, left), target_size=(size, size)
+        )
 
     def inside(self, size: int) -> NDArray[np.float32]:
         """float32 [size, size]: the share of each pixel of the square that the picture covers."""
