@@ -73,6 +73,10 @@ class TraceAhead:
             hook.remove()
             torch.set_num_threads(threads)
 
+    def begun(self, name: str) -> bool:
+        """Whether the process has come to that graph."""
+        return claim_file(self._folder, name).exists()
+
     def result(self, name: str) -> Traced | None:
         """The traced graph, once it is there; None for one that the process has not begun, and does not begin any more.
 
