@@ -77,15 +77,15 @@ def main(
         panel = load_judges(judges, keep)
         generator = Generator(bundle, backend=backend)
         baseline = Generator(against, backend=backend) if against else None
+        chosen = trials(people, count, seed, pictures)
+        setup = run.setup(generator, panel, seed) | {"split": split}
+        if baseline:
+            setup["baseline"] = baseline.bundle.digest
+            measured = gate.compare_bundles(generator, baseline, panel, people, chosen, seed, keep)
+        else:
+            measured = run.evaluate(generator, panel, people, chosen, seed, keep)
     except (FileNotFoundError, BolidError) as error:
         raise click.UsageError(str(error)) from error
-    chosen = trials(people, count, seed, pictures)
-    setup = run.setup(generator, panel, seed) | {"split": split}
-    if baseline:
-        setup["baseline"] = baseline.bundle.digest
-        measured = gate.compare_bundles(generator, baseline, panel, people, chosen, seed, keep)
-    else:
-        measured = run.evaluate(generator, panel, people, chosen, seed, keep)
     _write({"setup": setup} | measured, out)
     if sheet:
         sheet.parent.mkdir(parents=True, exist_ok=True)

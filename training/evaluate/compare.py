@@ -147,6 +147,7 @@ def _setup(generator: Generator, judges: Judges, exam: Exam, *, refused: int, se
     return told | {
         "protocol": told["protocol"] | PROTOCOL,
         "pictures": len(exam.trials),
+        "identity_judged": sum(trial.other is not None for trial in exam.trials),
         "people": len(np.unique(exam.people)),
         "references_refused": refused,
         "split": split,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from bolid_sdk import Identity
 from bolid_sdk.contracts import MIN_CONFIDENCE
+from bolid_sdk.errors import InputError
 from bolid_training.data import People
 from bolid_training.evaluate.metrics import (
     clothes_colours,
@@ -30,9 +31,9 @@ GALLERY = 100
 @dataclass(frozen=True, kw_only=True)
 class Exam:
     """Of N trials: `references` [N, H, W, 3] with their labels [N, H, W] and exact keypoints [N, 12, 3]; `skeletons`
-    [N, 12, 3] that the SDK estimated and drew; `gallery` [N, D], identity embeddings of other pictures of the people;
-    texts' embeddings [N, E] of the prompts and of what the references show; `real` [M, E], embeddings of other
-    photographs of the split."""
+    [N, 12, 3] that the SDK estimated and drew; `gallery` [N, D], identity embeddings of other photographs of the
+    people, NaN for somebody who has no other; texts' embeddings [N, E] of the prompts and of what the references show;
+    `real` [M, E], embeddings of other photographs of the split."""
 
     trials: list[Trial]
     references: NDArray[np.uint8]
@@ -66,7 +67,10 @@ class Seen:
 
 
 def set_exam(judges: Judges, people: People, accepted: list[tuple[Trial, Identity]]) -> Exam:
-    """The exam of the trials whose references were accepted."""
+    """The exam of the trials whose references were accepted.
+
+    Raises InputError if nobody has a photograph to be compared with.
+    """
     trials = [trial for trial, _ in accepted]
     indices = [trial.index for trial in trials]
     estimated = np.stack([identity.keypoints for _, identity in accepted])
@@ -77,11 +81,21 @@ def set_exam(judges: Judges, people: People, accepted: list[tuple[Trial, Identit
         parts=people.parts[indices],
         truth=people.keypoints[indices],
         skeletons=np.concatenate([estimated[..., :2], estimated[..., 2:] >= MIN_CONFIDENCE], -1),
-        gallery=judges.people(people.images[[trial.other for trial in trials]]),
+        gallery=_gallery(judges, people, trials),
         prompts=judges.clip.embed_texts([trial.prompt for trial in trials]),
         true_prompts=judges.clip.embed_texts([true_prompt(people, index) for index in indices]),
         real=judges.looks(people.images[others]),
     )
+
+
+def _gallery(judges: Judges, people: People, trials: list[Trial]) -> NDArray[np.float32]:
+    compared = [trial.other is not None for trial in trials]
+    if not any(compared):
+        raise InputError(f"none of {len(trials)} people has a second photograph, which identity is compared with")
+    known = judges.people(people.images[[trial.other for trial in trials if trial.other is not None]])
+    gallery = np.full((len(trials), known.shape[1]), np.nan, known.dtype)
+    gallery[compared] = known
+    return gallery
 
 
 def look(judges: Judges, exam: Exam, images: NDArray[np.uint8]) -> Seen:
@@ -103,8 +117,8 @@ def look_at_references(judges: Judges, exam: Exam, references: NDArray[np.uint8]
 
 
 def scores(exam: Exam, seen: Seen, original: Seen, texts: NDArray[np.float32]) -> dict[str, NDArray[np.float64]]:
-    """One value a picture of every metric; `original` is what is seen in the references, `texts` [N, E] what they are
-    compared with."""
+    """One value a picture of every metric, NaN for what cannot be compared; `original` is what is seen in the
+    references, `texts` [N, E] what the pictures are compared with."""
     errors, exchanged = (keypoint_errors(points, exam.truth) for points in (seen.keypoints, seen.keypoints[:, FLIP]))
     return {
         "id_similarity": cosines(seen.identity, exam.gallery),
@@ -119,9 +133,9 @@ def scores(exam: Exam, seen: Seen, original: Seen, texts: NDArray[np.float32]) -
 
 
 def identified(exam: Exam, embeddings: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[N]: 1 where somebody is found among the `GALLERY` people of the round."""
-    rounds, found = np.array([trial.round for trial in exam.trials]), np.empty(len(exam.trials))
+    """[N]: 1 where somebody is found among the `GALLERY` people of the round, NaN for who is not in the gallery."""
+    rounds, found = np.array([trial.round for trial in exam.trials]), np.full(len(exam.trials), np.nan)
     for number in np.unique(rounds):
-        members = rounds == number
+        members = (rounds == number) & np.isfinite(exam.gallery[:, 0])
         found[members] = found_first(embeddings[members], exam.gallery[members], GALLERY)
     return found

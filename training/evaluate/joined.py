@@ -6,7 +6,7 @@ from typing import Any
 
 from bolid_sdk.errors import InputError
 
-SAME = ("judges", "seed", "split", "pictures", "people", "references_refused", "protocol")
+SAME = ("judges", "seed", "split", "pictures", "people", "identity_judged", "references_refused", "protocol")
 """What rows of one table have in common, by their names in `setup`."""
 
 

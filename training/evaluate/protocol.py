@@ -18,11 +18,11 @@ from bolid_training.data import People
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """`index` is the reference's place in the split, `other` that of another picture of the person, which is nobody's
-    reference: a photograph, or else a drawing, or else the reference. A person has one trial a `round`."""
+    """`index` is the reference's place in the split, `other` that of another photograph of the person, which is never a
+    reference; None where there is no other, and identity is not judged. A person has one trial a `round`."""
 
     index: int
-    other: int
+    other: int | None
     round: int
     identity: int
     pose: str
@@ -61,7 +61,7 @@ def _trial(people: People, first: int, number: int, rng: np.random.Generator) ->
     photos = _in_turn(people, first)
     shown = photos[:-1] or photos
     index = shown[number % len(shown)]
-    other = photos[-1] if len(photos) > 1 else int(people.siblings[index][0])
+    other = photos[-1] if len(photos) > 1 else None
     pose = people.metadata[index]["pose"]
     scene, identity = _elsewhere(people, index, rng), int(people.identity[index])
     return Trial(

@@ -45,12 +45,11 @@ def evaluate(
     generated = look(judges, exam, draw(keep, generator, accepted, seed))
     reference = look_at_references(judges, exam, exam.references)
     rebuilt = reconstruct(generator, exam.references, keep)
-    alone = sum(trial.other == trial.index for trial in exam.trials)
     return {
         "pictures": len(exam.trials),
         "people": len(np.unique(exam.people)),
         "references_refused": len(trials) - len(accepted),
-        "compared_with_the_reference_itself": alone,
+        "identity_judged": sum(trial.other is not None for trial in exam.trials),
         **compare(exam, generated, reference, None if rebuilt is None else look_at_references(judges, exam, rebuilt)),
     }
 
@@ -83,11 +82,15 @@ def distance(exam: Exam, seen: Seen) -> dict[str, Summary]:
 
 
 def poses(exam: Exam, values: dict[str, NDArray]) -> dict[str, dict[str, Summary]]:
-    """Summaries of the metrics of `BY_POSE` for each class of poses."""
+    """Summaries of the metrics of `BY_POSE` for each class of poses that has any values."""
     asked = np.array([trial.pose for trial in exam.trials])
     members = {str(pose): asked == pose for pose in np.unique(asked)}
     return {
-        name: {pose: summary(values[name][there], exam.people[there]) for pose, there in members.items()}
+        name: {
+            pose: summary(values[name][there], exam.people[there])
+            for pose, there in members.items()
+            if np.isfinite(values[name][there]).any()
+        }
         for name in BY_POSE
     }
 
@@ -112,8 +115,9 @@ def setup(generator: Generator, judges: Judges, seed: int) -> dict[str, Any]:
 
 PROTOCOL = {
     "intervals": "95 % bootstrap over people; for Frechet distances the basic one, over people and real pictures",
-    "id_similarity": "cosine of judge_identity's embeddings of the picture and of another real picture of the person",
-    "id_top1": f"share found first among up to {GALLERY} people, by a real picture of each that is not the reference",
+    "id_similarity": "cosine of judge_identity's embeddings of the picture and of another photograph of the person, "
+    "where there is one",
+    "id_top1": f"share found first among up to {GALLERY} people, by a photograph of each that is not the reference",
     "pose_pck": "judge_pose's keypoints in two looks; thresholds are fractions of the longer side of the true box",
     "pose_pck10_unsided": "PCK@0.1, or with left and right exchanged, as of somebody seen from behind, if it is more",
     "prompts": "the reference's pose, and place and light of another photograph of the split",

@@ -1,11 +1,13 @@
 """What judges say of pictures whose scores are known beforehand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from bolid_training.evaluate.exam import Exam, Seen, look, look_at_references, scores
+from bolid_sdk.errors import InputError
+from bolid_training.evaluate.exam import Exam, Seen, look, look_at_references, scores, set_exam
 from bolid_training.evaluate.gate import compare_bundles
 from bolid_training.evaluate.protocol import trials
 from bolid_training.evaluate.run import compare, evaluate
@@ -87,7 +89,7 @@ def test_evaluation_of_a_copyist_gives_the_reference_its_own_scores(copyist, pho
     chosen = trials(people, 8, pictures=2)
     found = evaluate(copyist(), judges, people, chosen)
     assert (found["pictures"], found["people"], found["references_refused"]) == (14, 7, 2)
-    assert found["compared_with_the_reference_itself"] == 0
+    assert found["identity_judged"] == 14
     assert found["metrics"].keys() == found["ceilings"].keys() == found["autoencoded"].keys()
     for name in found["metrics"].keys() - {"clip_score"}:
         assert found["metrics"][name] == found["ceilings"][name]
@@ -99,6 +101,37 @@ def test_evaluation_without_an_encoder_leaves_reconstructions_out(copyist, photo
     monkeypatch.setattr("bolid_training.evaluate.run.reconstruct", lambda generator, images, keep: None)
     people = photographs(size=64)
     assert "autoencoded" not in evaluate(copyist(), judges, people, trials(people, 8))
+
+
+def test_who_has_no_second_photograph_is_asked_for_everything_but_identity(photographs, judges):
+    people = with_one_photograph(photographs(size=64), identity=0)
+    chosen = trials(people, 8)
+    assert [trial.other is None for trial in chosen] == [True] + 7 * [False]
+    asked = set_exam(judges, people, [(trial, alike(people, trial)) for trial in chosen])
+    seen = look(judges, asked, asked.references)
+    values = scores(asked, seen, seen, asked.prompts)
+    for name, judged in values.items():
+        assert np.isnan(judged[0]) == (name in ("id_similarity", "id_top1"))
+        assert np.isfinite(judged[1:]).all()
+
+
+def test_identity_needs_somebody_with_a_second_photograph(photographs, judges):
+    people = photographs(size=64)
+    for identity in np.unique(people.identity):
+        people = with_one_photograph(people, identity)
+    accepted = [(trial, alike(people, trial)) for trial in trials(people, 8)]
+    with pytest.raises(InputError, match="none of 8 people has a second photograph"):
+        set_exam(judges, people, accepted)
+
+
+def with_one_photograph(people, identity):
+    others = np.flatnonzero((people.identity == identity) & people.photos)[1:]
+    metadata = [entry | {"style": "cartoon"} if i in others else entry for i, entry in enumerate(people.metadata)]
+    return replace(people, metadata=metadata)
+
+
+def alike(people, trial):
+    return SimpleNamespace(keypoints=people.keypoints[trial.index])
 
 
 def test_a_bundle_is_as_good_as_itself(copyist, photographs, judges):
