@@ -1,10 +1,11 @@
 """Pictures of people as arrays in memory, and what is derived from them once for all steps.
 
 Derived arrays (latents, patch tokens, skeletons) are computed once, kept as .npy files in a cache folder under a name
-that holds the data set's split and size, and a digest of the network that computed them, and memory-mapped.
+that holds digests of the data and of the network that computed them, and memory-mapped.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -28,6 +29,14 @@ RECOLOURED = 2  # how many times everybody comes back in other colours
 
 class People(Samples):
     """One split of `bolid-train data`. Samples of one identity are pictures of one person in the same clothes."""
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits that tell these samples from others."""
+        known = hashlib.sha256(json.dumps(self.metadata).encode())
+        for array in (self.images, self.parts, self.keypoints, self.identity):
+            known.update(np.ascontiguousarray(array).data)
+        return known.hexdigest()[:16]
 
     @cached_property
     def captions(self) -> list[list[str]]:
@@ -113,6 +122,14 @@ def cached(
         if not file.exists():
             _compute(file, compute, count, chunk)
     return np.load(file, mmap_mode="r")
+
+
+def cached_of(
+    people: People, runs: Path, kind: str, compute: Callable[[slice], NDArray], by: nn.Module | None = None
+) -> NDArray:
+    """`cached`, over all of these people, in `runs/cache`."""
+    file = runs / "cache" / f"{kind}-{len(people)}-{people.digest}.npy"
+    return cached(file, compute, len(people), by=by)
 
 
 def cached_chunks(folder: Path, compute: Callable[[int], NDArray], count: int) -> list[NDArray]:

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
 import bolid_training.data
-from bolid_training.data import People, cached, digest, load_together
+from bolid_training.data import People, cached, cached_of, digest, load_together
 
 
 def test_two_runs_that_compute_one_array_do_not_disturb_each_other(tmp_path):
@@ -68,3 +69,18 @@ def test_people_of_several_data_sets_are_all_different(tmp_path, monkeypatch):
     assert load_together(folders, "train").identity.tolist() == [3, 3, 0, 4, 7, -1]
     assert load_together(folders, "train", 4).identity.tolist() == [3, 3, 0, 4]
     assert load_together(folders[:1], "train", 2).identity.tolist() == [3, 3]
+
+
+def test_what_is_computed_of_other_people_is_computed_anew(tmp_path):
+    people = People(
+        images=np.zeros((2, 8, 8, 3), np.uint8),
+        parts=np.zeros((2, 8, 8), np.uint8),
+        keypoints=np.zeros((2, 12, 3), np.float32),
+        identity=np.arange(2, dtype=np.int32),
+        metadata=[{"captions": ["somebody"]}] * 2,
+    )
+    darker, told = replace(people, images=people.images + 1), replace(people, metadata=[{"captions": []}] * 2)
+    computed = []
+    for group in (people, replace(people), darker, told, darker):
+        cached_of(group, tmp_path, "zeros", lambda piece: computed.append(piece) or np.zeros((2, 1)))
+    assert len(computed) == len(list((tmp_path / "cache").iterdir())) == 3

@@ -59,12 +59,12 @@ def test_a_loss_on_it_reaches_the_pixels_of_the_person_and_no_others(runs, peopl
 
 def test_everybody_is_embedded_once_and_alike_alone(runs, people, tmp_path):
     reid = Reid(runs)
-    found = reid.of(people, tmp_path / "persons.npy")
+    found = reid.of(people, tmp_path)
     assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-5)
     with torch.no_grad():
         alone = reid(pixels(people.images[1:2]), found_keypoints(people)[1:2]).numpy()
     assert (found[1] * alone).sum() > 0.99  # in bfloat16 where there is hardware for it
-    (kept,) = tmp_path.iterdir()
+    (kept,) = (tmp_path / "cache").iterdir()
     assert np.array_equal(np.load(kept), found)
 
 

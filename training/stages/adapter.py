@@ -31,7 +31,7 @@ from bolid_training.conditions import (
     shrink,
     skeleton_batch,
 )
-from bolid_training.data import People, cached, with_recoloured
+from bolid_training.data import People, cached_of, with_recoloured
 from bolid_training.evaluate.metrics import clothes_colours, mean_colours
 from bolid_training.lightning import Predict
 from bolid_training.model.adapter import Adapter
@@ -151,8 +151,8 @@ class AdapterTask:
         self.extractor = CLIPImageProcessor.from_pretrained(runs / "clip" / "model")
         self.scheduler = build_scheduler(config)
         self.null = null_patches(self.image_encoder, config.vision_size)
-        self.train_arrays = self._arrays(people, "train") if self.pairs else {}
-        self.validation_arrays = self._arrays(validation, "validation")
+        self.train_arrays = self._arrays(people) if self.pairs else {}
+        self.validation_arrays = self._arrays(validation)
         unet = UNet2DConditionModel.from_pretrained(runs / "unet" / "model")
         self.module = self.build(unet).to(memory_format=fastest_layout())
         if self.module.adapter.pose_guider is not None:
@@ -167,16 +167,14 @@ class AdapterTask:
         """The trained module around the frozen UNet."""
         return ConditionedUNet(unet, self.config)
 
-    def _arrays(self, people: People, split: str) -> dict[str, np.ndarray]:
+    def _arrays(self, people: People) -> dict[str, np.ndarray]:
         """Latents, patch tokens of the part crops and of the place alone, skeletons, body weights: computed once."""
-        cache, count = self.runs / "cache", len(people)
-        name = lambda kind: cache / f"{kind}-{split}-{count}.npy"  # noqa: E731
         points = np.stack([estimated_keypoints(k, i) for i, k in enumerate(people.keypoints)])
         size = self.config.vision_size
 
         def crops(piece: slice) -> np.ndarray:
             """Of photographs only: nothing else is a reference."""
-            indices = np.arange(count)[piece]
+            indices = np.arange(len(people))[piece]
             photos = people.photos[indices]
             cut = [part_crops(people.images[i], points[i], size) for i in indices[photos]]
             tokens = np.zeros((len(indices), PARTS, *self.null.shape), np.float16)
@@ -188,15 +186,16 @@ class AdapterTask:
             pairs = zip(people.images[piece], people.parts[piece], strict=True)
             return self._encode(np.stack([place_only(shrink(i, size), _nearest(p, size)) for i, p in pairs]))
 
+        def colours(piece: slice) -> np.ndarray:
+            return part_colours(people.images[piece], people.parts[piece])
+
         return {
-            "latents": cached_latents(self.vae, people, name("latents")),
-            "patches": cached(name("straight"), crops, count, by=self.image_encoder),
-            "places": cached(name("places"), places, count, by=self.image_encoder),
-            "skeletons": cached_skeletons(people, name("skeletons")),
-            "body": cached_body_weights(people, name("body")),
-            "colours": cached(
-                name("colours"), lambda piece: part_colours(people.images[piece], people.parts[piece]), count
-            ),
+            "latents": cached_latents(self.vae, people, self.runs),
+            "patches": cached_of(people, self.runs, "straight", crops, by=self.image_encoder),
+            "places": cached_of(people, self.runs, "places", places, by=self.image_encoder),
+            "skeletons": cached_skeletons(people, self.runs),
+            "body": cached_body_weights(people, self.runs),
+            "colours": cached_of(people, self.runs, "colours", colours),
         }
 
     def _encode(self, crops: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTokenizer
 
-from bolid_training.data import People, cached, pixels, with_recoloured
+from bolid_training.data import People, cached_of, pixels, with_recoloured
 from bolid_training.model.checkpoint import build_feature_extractor
 from bolid_training.model.config import AvatarConfig
 from bolid_training.precision import autocast, use_fastest_attention
@@ -44,9 +44,8 @@ class ClipTextTask(ClipTask):
         self.clip.visual_projection.requires_grad_(False)
         self.feature_extractor = build_feature_extractor(config)
         use_fastest_attention(self.clip)
-        count = len(self.people)
-        file = runs / "cache" / f"image-embeds-train-{count}.npy"
-        self.image_embeds = cached(file, lambda piece: self.embed(self.people.images[piece]), count, by=self.clip)
+        embed = lambda piece: self.embed(self.people.images[piece])  # noqa: E731
+        self.image_embeds = cached_of(self.people, runs, "image-embeds", embed, by=self.clip)
         self.module = TextTower(self.clip)
 
     @torch.no_grad()

@@ -81,8 +81,8 @@ class DecoderTask(VaeTask):
         people = with_recoloured(people)
         super().__init__(config, people, validation)
         self.load(runs / "vae" / "model")
-        vae, count = self.module.vae, len(people)
-        self.latents = cached_latents(vae, people, runs / "cache" / f"latents-train-{count}.npy")
+        vae = self.module.vae
+        self.latents = cached_latents(vae, people, runs)
         self.boxes = person_boxes(people)
         self.pose_estimator = load_pose_estimator(runs / "pose" / "model").eval().requires_grad_(False)
         self.module = JudgedDecoder(vae).to(memory_format=fastest_layout())

@@ -64,7 +64,7 @@ class EnergyTask(RefineTask):
     def __init__(self, config: AvatarConfig, people: People, validation: People, runs: Path):
         super().__init__(config, people, validation, runs)
         self.reid = Reid(runs)
-        self.persons = self.reid.of(self.people, runs / "cache" / f"persons-train-{len(self.people)}.npy")
+        self.persons = self.reid.of(self.people, runs)
 
     def build(self, unet: UNet2DConditionModel) -> DrawingUNet:
         return DrawingUNet(unet, self.config, self.scheduler)

@@ -17,7 +17,7 @@ from transformers import CLIPModel
 
 from bolid_sdk.images import crop_resize
 from bolid_sdk.parts import centre_box
-from bolid_training.data import People, cached, pixels, resize
+from bolid_training.data import People, cached_of, pixels, resize
 from bolid_training.lightning import lightning_sample
 from bolid_training.losses import (
     Recorded,
@@ -130,7 +130,7 @@ class MethodTask(AdapterTask):
         self.clip = CLIPModel.from_pretrained(clip_folder(runs)).eval().requires_grad_(False)
         self.pose_estimator = load_pose_estimator(runs / "pose" / "model").eval().requires_grad_(False)
         if self.reid is not None:
-            self.persons = self.reid.of(self.people, runs / "cache" / f"persons-train-{len(self.people)}.npy")
+            self.persons = self.reid.of(self.people, runs)
         if any(phase.weights.clip for phase in recipe.phases):
             warn_of_strangers(self.retrieval())
         self.reach(0.0)
@@ -142,13 +142,11 @@ class MethodTask(AdapterTask):
     def build(self, unet: UNet2DConditionModel) -> MethodUNet:
         return MethodUNet(unet, self.config, self.recipe, self.scheduler, self.fast)
 
-    def _arrays(self, people: People, split: str) -> dict[str, np.ndarray]:
-        arrays = super()._arrays(people, split)
+    def _arrays(self, people: People) -> dict[str, np.ndarray]:
+        arrays = super()._arrays(people)
         if self.views == "whole":
-            file = self.runs / "cache" / f"whole-{split}-{len(people)}.npy"
-            arrays["whole"] = cached(
-                file, lambda piece: self._whole(people.images[piece]), len(people), by=self.image_encoder
-            )
+            whole = lambda piece: self._whole(people.images[piece])  # noqa: E731
+            arrays["whole"] = cached_of(people, self.runs, "whole", whole, by=self.image_encoder)
         return arrays
 
     def _whole(self, images: np.ndarray) -> np.ndarray:

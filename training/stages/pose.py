@@ -26,7 +26,7 @@ from bolid_sdk.parts import person_box
 from bolid_sdk.pose import draw_skeleton, estimate_pose
 from bolid_training.avatars.sheets import contact_sheet
 from bolid_training.conditions import BODY, body_masks, estimated_keypoints
-from bolid_training.data import People, cached, pixels, resize
+from bolid_training.data import People, cached_of, pixels, resize
 from bolid_training.evaluate.metrics import keypoint_errors, pck
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.pose_estimator import (
@@ -89,8 +89,8 @@ class PoseTask:
         self.size, self.people, self.validation, self.empty = config.pose_size, people, validation, empty
         self.shares = shares(people.metadata, LYING)
         vae = AutoencoderTiny.from_pretrained(autoencoder_folder(runs)).eval().requires_grad_(False)
-        self.reconstructed = cached_reconstructions(vae, people, runs / "cache", "train")
-        self.reconstructed_empty = cached_reconstructions(vae, empty, runs / "cache", "empty")
+        self.reconstructed = cached_reconstructions(vae, people, runs)
+        self.reconstructed_empty = cached_reconstructions(vae, empty, runs)
         self.boxes = person_boxes(people)
         self.estimator = build_pose_estimator(config.pose_size, config.pose_width, config.pose_layers)
         self.module = SegmentingPose(self.estimator).to(memory_format=fastest_layout())
@@ -175,10 +175,9 @@ def person_boxes(people: People) -> np.ndarray:
     return np.stack([person_box(estimated_keypoints(k, i)) for i, k in enumerate(people.keypoints)])
 
 
-def cached_reconstructions(vae: AutoencoderTiny, people: People, cache: Path, split: str) -> np.ndarray:
+def cached_reconstructions(vae: AutoencoderTiny, people: People, runs: Path) -> np.ndarray:
     """uint8 [N, H, W, 3]: pictures as the autoencoder draws them, from the latents that the base learns, with noise."""
-    count = len(people)
-    latents = cached_latents(vae, people, cache / f"latents-{split}-{count}.npy")
+    latents = cached_latents(vae, people, runs)
 
     def reconstruct(piece: slice) -> np.ndarray:
         rng, clean = np.random.default_rng(piece.start or 0), latents[piece].astype(np.float32)
@@ -186,7 +185,7 @@ def cached_reconstructions(vae: AutoencoderTiny, people: People, cache: Path, sp
         with torch.no_grad(), autocast():
             return to_bytes(vae.decode(torch.from_numpy(clean + noise.astype(np.float32))).sample.float())
 
-    return cached(cache / f"reconstructed-{split}-{count}.npy", reconstruct, count, by=vae)
+    return cached_of(people, runs, "reconstructed", reconstruct, by=vae)
 
 
 def visible_heatmaps(keypoints: Tensor, side: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ConvNextConfig, ConvNextForImageClassification
 
-from bolid_training.data import People, cached, pixels
+from bolid_training.data import People, cached_of, pixels
 from bolid_training.metric_learning import PairsTask, body_boxes, box_views, found_keypoints
 from bolid_training.precision import autocast
 
@@ -55,12 +55,12 @@ class Reid:
         with autocast():
             return F.normalize(self.network(cuts).logits.float())
 
-    def of(self, people: People, file: Path) -> NDArray[np.float32]:
-        """What it says of everybody's pictures [N, 128], computed once and kept in `file`."""
+    def of(self, people: People, runs: Path) -> NDArray[np.float32]:
+        """What it says of everybody's pictures [N, 128], computed once and kept in `runs/cache`."""
         points = found_keypoints(people)
 
         @torch.no_grad()
         def embed(piece: slice) -> NDArray[np.float32]:
             return self(pixels(people.images[piece]), points[piece]).numpy()
 
-        return cached(file, embed, len(people), by=self.network)
+        return cached_of(people, runs, "persons", embed, by=self.network)

@@ -26,7 +26,7 @@ from bolid_training.conditions import (
     skeleton,
     skeleton_batch,
 )
-from bolid_training.data import People, cached, pixels, with_recoloured
+from bolid_training.data import People, cached_of, pixels, with_recoloured
 from bolid_training.model.adapter import build_pose_guider
 from bolid_training.model.attention import PlainAttnProcessor
 from bolid_training.model.checkpoint import build_scheduler, build_unet, clip_parts
@@ -73,13 +73,11 @@ class UnetTask:
         self.tokenizer = CLIPTokenizer.from_pretrained(runs / "clip" / "model")
         clip = CLIPModel.from_pretrained(runs / "clip" / "model")
         self.scheduler = build_scheduler(config)
-        cache, count = runs / "cache", len(people)
-        self.latents = cached_latents(self.vae, people, cache / f"latents-train-{count}.npy")
-        self.skeletons = cached_skeletons(people, cache / f"skeletons-train-{count}.npy")
-        self.body = cached_body_weights(people, cache / f"body-train-{count}.npy")
-        count = len(validation)
-        self.validation_latents = cached_latents(self.vae, validation, cache / f"latents-validation-{count}.npy")
-        self.validation_skeletons = np.array(cached_skeletons(validation, cache / f"skeletons-validation-{count}.npy"))
+        self.latents = cached_latents(self.vae, people, runs)
+        self.skeletons = cached_skeletons(people, runs)
+        self.body = cached_body_weights(people, runs)
+        self.validation_latents = cached_latents(self.vae, validation, runs)
+        self.validation_skeletons = np.array(cached_skeletons(validation, runs))
         text_encoder = clip_parts(clip)["text_encoder"]
         use_fastest_attention(text_encoder)
         text_encoder.requires_grad_(not (runs / "words" / "model").is_dir())
@@ -162,7 +160,7 @@ class UnetTask:
         self.module.pose_guider.load_state_dict(guider.state_dict())
 
 
-def cached_latents(vae: AutoencoderTiny, people: People, file: Path) -> np.ndarray:
+def cached_latents(vae: AutoencoderTiny, people: People, runs: Path) -> np.ndarray:
     """float16 [N, c, H/8, W/8]."""
     vae = vae.to(memory_format=torch.channels_last)
 
@@ -170,7 +168,7 @@ def cached_latents(vae: AutoencoderTiny, people: People, file: Path) -> np.ndarr
         with torch.no_grad(), autocast():
             return vae.encode(pixels(people.images[piece])).latents.float().half().numpy()
 
-    return cached(file, encode, len(people), by=vae.encoder)
+    return cached_of(people, runs, "latents", encode, by=vae.encoder)
 
 
 def draw_skeletons(people: People, piece: slice) -> np.ndarray:
@@ -180,15 +178,15 @@ def draw_skeletons(people: People, piece: slice) -> np.ndarray:
     return np.stack([skeleton(k, side) for k in points])
 
 
-def cached_skeletons(people: People, file: Path) -> np.ndarray:
+def cached_skeletons(people: People, runs: Path) -> np.ndarray:
     """uint8 [N, H, W, 3]."""
-    return cached(file, lambda piece: draw_skeletons(people, piece), len(people))
+    return cached_of(people, runs, "skeletons", lambda piece: draw_skeletons(people, piece))
 
 
-def cached_body_weights(people: People, file: Path) -> np.ndarray:
+def cached_body_weights(people: People, runs: Path) -> np.ndarray:
     """float32 [N, 1, H/8, W/8]: the person's share of each latent pixel."""
     side = people.images.shape[1] // 8
-    return cached(file, lambda piece: body_weight(people.parts[piece], side).numpy(), len(people))
+    return cached_of(people, runs, "body", lambda piece: body_weight(people.parts[piece], side).numpy())
 
 
 def noisy_batch(latents: np.ndarray, scheduler: DDIMScheduler, rng: np.random.Generator) -> dict[str, Tensor]:

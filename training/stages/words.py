@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from bolid_training.avatars.description import TOLD, Phrase, description, place_of
-from bolid_training.data import People, cached
+from bolid_training.data import People, cached_of
 from bolid_training.model.config import AvatarConfig
 from bolid_training.recipes.methods import Recipe, recipe_config
 from bolid_training.stages.adapter import AdapterTask, ConditionedUNet
@@ -52,8 +52,7 @@ class WordsTask(AdapterTask):
         # both end in a LayerNorm: with the text's, tokens are of the states' size from the start
         norm = self.text_encoder.final_layer_norm
         self.module.adapter.identity_encoder.resampler.norm_out.load_state_dict(norm.state_dict())
-        file, count = runs / "cache" / f"words-train-{len(self.people)}.npy", len(self.people)
-        states = cached(file, self._states, count, by=self.text_encoder)
+        states = cached_of(self.people, runs, "words", self._states, by=self.text_encoder)
         self.states = torch.from_numpy(np.array(states))
         self.photos = np.flatnonzero(self.people.photos)
         self.nothing = self.encode_text([""])[0, 1 : 1 + len(TOLD)]
