@@ -61,10 +61,10 @@ JOINT_COLOURS = np.array(
 
 LOW_CONFIDENCE = 0.5
 BORDER = 0.01
-PEAK = 0.8
+PEAK = 0.7
 """A heatmap's second maximum counts when it reaches this share of the first: a doubtful limb has several lower ones."""
 PEAK_WINDOW = 2
-OWN_RADIUS = 0.1
+OWN_RADIUS = 0.08
 """Maxima this near to any of the person's own keypoints are left and right mixed up, not another person."""
 FOREIGN_KEYPOINTS = 5
 """With foreign maxima for at least this many keypoints there is another person (docs/architecture.md has the rates)."""
