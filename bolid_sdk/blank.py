@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bolid_sdk.bundle import Bundle
-from bolid_sdk.errors import BundleError
+from bolid_sdk.errors import DAMAGED_ARRAYS, BundleError
 from bolid_sdk.graphs import Graphs
 from bolid_sdk.images import FloatArray
 
@@ -27,7 +27,7 @@ def _stored(bundle: Bundle, name: str) -> FloatArray:
     expected = (1, sizes.patch_tokens, sizes.patch_width)
     try:
         tokens = np.load(bundle.file(name), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except DAMAGED_ARRAYS as error:
         raise BundleError(f"{bundle.file(name)} is no array ({error}); export the bundle again") from error
     if not isinstance(tokens, np.ndarray) or (tokens.dtype, tokens.shape) != (np.float32, expected):
         found = f"{tokens.dtype} {list(tokens.shape)}" if isinstance(tokens, np.ndarray) else type(tokens).__name__

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bolid_sdk.backends import BACKENDS, Backend, EngineBackend, open_backend
 from bolid_sdk.built_engine import EngineFile
 from bolid_sdk.bundle import MANIFEST_NAME, Bundle, default_bundle_path
-from bolid_sdk.errors import BackendError, BolidError, BundleError
+from bolid_sdk.errors import DAMAGED_ARRAYS, BackendError, BolidError, BundleError
 from bolid_sdk.graphs import load_graph
 from bolid_sdk.manifest import Manifest
 
@@ -57,11 +57,16 @@ def check_bundle(
 
 
 def min_cosine(manifest: Manifest) -> float:
-    """By precision, or what the export was held to where that was less."""
+    """By precision, or what the export was held to where that was less. Raises BundleError."""
     limit = MIN_COSINE.get(manifest.precision, min(MIN_COSINE.values()))
     limits = manifest.verification.get("limits")
     exported = limits.get("cosine", limit) if isinstance(limits, Mapping) else limit
-    return min(limit, float(exported))
+    if isinstance(exported, bool) or not (isinstance(exported, (int, float)) and -1 <= exported <= 1):
+        raise BundleError(
+            f"the manifest of {manifest.name!r} says that exports were held to a cosine of {exported!r}; expected a "
+            "number in [-1, 1]: export the bundle again"
+        )
+    return min(limit, exported)
 
 
 def _loras(manifest: Manifest) -> Report | None:
@@ -179,6 +184,9 @@ def _graph_report(bundle: Bundle, backend: Backend, name: str, golden: Golden | 
 def _agreement(
     graph: str, found: Mapping[str, NDArray[Any]], golden: Mapping[str, NDArray[Any]], limit: float
 ) -> Report:
+    if not golden or golden.keys() - found.keys():
+        told = f"outputs {sorted(golden)} are stored, it has {sorted(found)}"
+        return {"error": f"{graph}: {told}; export the bundle again"}
     cosines = {name: _cosine(found[name], value) for name, value in golden.items()}
     worst = min(cosines, key=lambda name: cosines[name])
     report: Report = {"outputs": cosines, "golden_cosine": cosines[worst]}
@@ -194,20 +202,16 @@ def read_golden(bundle: Bundle) -> dict[str, Golden]:
     """Stored inputs and outputs by graph; empty when the bundle has none. Raises BundleError."""
     if bundle.manifest.golden is None:
         return {}
+    path = bundle.file(bundle.manifest.golden)
     stored: dict[str, dict[str, dict[str, NDArray[Any]]]] = {}
-    for graph, side, tensor, array in _golden_arrays(bundle.file(bundle.manifest.golden)):
-        stored.setdefault(graph, {"inputs": {}, "outputs": {}})[side][tensor] = array
-    return dict(stored)
-
-
-def _golden_arrays(path: Path) -> Iterator[tuple[str, str, str, NDArray[Any]]]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             for key in arrays.files:
                 graph, side, tensor = key.split("/")
-                yield graph, side, tensor, arrays[key]
-    except (OSError, ValueError, KeyError) as error:
+                stored.setdefault(graph, {"inputs": {}, "outputs": {}})[side][tensor] = arrays[key]
+    except (KeyError, *DAMAGED_ARRAYS) as error:
         raise BundleError(f"{path} is no file of stored outputs ({error}); export the bundle again") from error
+    return dict(stored)
 
 
 def _cosine(found: NDArray[Any], expected: NDArray[Any]) -> float:

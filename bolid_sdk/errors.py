@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 LISTED = 6
 """More names than this in a message help nobody; the count is always said."""
+
+DAMAGED_ARRAYS = (
+    *(OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error),
+    TypeError,  # an array where an archive of them is expected
+    MemoryError,  # a header may promise any number of values
+    RuntimeError,  # an archive may be locked by a password
+)
+"""What NumPy raises for a file that holds no array, or no archive of arrays."""
 
 
 def listed(names: Iterable[str]) -> str:

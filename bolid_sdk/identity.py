@@ -17,7 +17,7 @@ from bolid_sdk.blank import blank_patch_tokens
 from bolid_sdk.bundle import Bundle
 from bolid_sdk.contracts import KEYPOINTS, Sizes
 from bolid_sdk.crops import part_crops
-from bolid_sdk.errors import IdentityFileError, InputError, Notice, PoseError
+from bolid_sdk.errors import DAMAGED_ARRAYS, IdentityFileError, InputError, Notice, PoseError
 from bolid_sdk.faces import Face, face_inputs, nobodys_face
 from bolid_sdk.files import atomic_file
 from bolid_sdk.graphs import Graphs
@@ -69,8 +69,7 @@ class Identity:
                 values = {name: arrays[name] for name in FIELDS}
         except FileNotFoundError:
             raise IdentityFileError(f"no such identity: {path}; expected a file written by Identity.save") from None
-        # memory: a header may promise any number of values; RuntimeError: an archive may be locked by a password
-        except (OSError, ValueError, KeyError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile) as error:
+        except (KeyError, *DAMAGED_ARRAYS) as error:
             raise IdentityFileError(f"{path} is no identity ({error}); write it again with Identity.save") from error
         return _checked(values, path)
 

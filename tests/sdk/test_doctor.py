@@ -154,10 +154,37 @@ def test_the_tolerance_is_no_stricter_than_the_export_was(tiny_bundle, make_bund
     assert min_cosine(lax.manifest) == 0.95
 
 
-def test_damaged_stored_outputs(make_bundle, tiny_files, tmp_path):
-    (tmp_path / "golden.npz").write_bytes(b"PK noise")
+@pytest.mark.parametrize("held", ["PK\x03\x04 noise", "noise", "", "array", "text_encoder/beside/pixels", "pixels"])
+def test_damaged_stored_outputs(make_bundle, tiny_files, tmp_path, held):
+    file = tmp_path / "golden.npz"
+    if held == "array":
+        with file.open("wb") as open_file:
+            np.save(open_file, np.zeros(3))
+    elif held.endswith("pixels"):
+        np.savez(file, **{held: np.zeros(3)})
+    else:
+        file.write_bytes(held.encode())
+    bundle = make_bundle({**tiny_files, "golden.npz": file}, golden="golden.npz")
+    outcome = run(bundle.path)
+    assert (outcome.exit_code, type(outcome.exception)) == (2, SystemExit)
+    assert "is no file of stored outputs" in outcome.stdout
+
+
+@pytest.mark.parametrize("stored", [{}, {"outputs/pixels": np.zeros(3)}])
+def test_stored_outputs_that_the_graph_does_not_have(make_bundle, tiny_files, tmp_path, stored):
+    arrays = {"inputs/input_ids": np.ones((1, 77), np.int64), **stored}
+    np.savez(tmp_path / "golden.npz", **{f"text_encoder/{name}": array for name, array in arrays.items()})
     bundle = make_bundle({**tiny_files, "golden.npz": tmp_path / "golden.npz"}, golden="golden.npz")
-    assert "is no file of stored outputs" in run(bundle.path).stdout
+    outcome = run(bundle.path)
+    assert outcome.exit_code == 2
+    assert f"outputs {[name[8:] for name in stored]} are stored, it has ['encoder_hidden_states']" in outcome.stdout
+
+
+@pytest.mark.parametrize("limit", ["0.9", None, [], True, 7])
+def test_a_limit_that_is_no_cosine(make_bundle, limit):
+    outcome = run(make_bundle(verification={"limits": {"cosine": limit}}).path)
+    assert (outcome.exit_code, type(outcome.exception)) == (2, SystemExit)
+    assert f"held to a cosine of {limit!r}; expected a number" in outcome.stdout
 
 
 def test_a_backend_that_is_missing(tiny_bundle):
