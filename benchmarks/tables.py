@@ -179,6 +179,7 @@ QUALITY = {
 MODELS = {
     "ip_adapter": "IP-Adapter",
     "ip_adapter_pose": "IP-Adapter + T2I-Adapter",
+    "ip_adapter_beside_guider": "IP-Adapter trained beside the T2I-Adapter",
     "instantid": "InstantID",
     "pulid": "PuLID",
     "pulid_pose": "PuLID + T2I-Adapter",

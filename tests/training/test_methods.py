@@ -32,7 +32,7 @@ from bolid_training.model.config import AvatarConfig
 from bolid_training.model.identity_net import build_identity_net
 from bolid_training.model.pose_estimator import build_pose_estimator, load_pose_estimator
 from bolid_training.model.sampling import seeded_noise
-from bolid_training.recipes.methods import ABLATIONS, METHODS, RECIPES, Branch, Phase, Recipe, Weights
+from bolid_training.recipes.methods import ABLATIONS, CONTROLS, METHODS, RECIPES, Branch, Phase, Recipe, Weights
 from bolid_training.stages.adapter import AdapterTask
 from bolid_training.stages.method import MethodTask, few_step_unet, warn_of_strangers
 from bolid_training.stages.reid import build_reid
@@ -128,6 +128,22 @@ def test_the_four_methods_and_an_ablation_of_every_loss_are_there():
         assert not any(getattr(phase.weights, loss) for phase in ABLATIONS[name].phases)
         assert replace(ABLATIONS[name].losses, **{loss: getattr(whole.losses, loss)}) == whole.losses
     assert not ABLATIONS["bolid_rec"].losses.branch
+
+
+def test_a_control_is_its_method_beside_the_guider_that_it_is_shown_with(runs, tmp_path):
+    for name, control in CONTROLS.items():
+        method = METHODS[name.removesuffix("_beside_guider")]
+        assert control == replace(method, name=name, pose_guider="frozen")
+        made = task(runs, control)
+        reached = gradients(made, made.losses(made.module, made.batch(np.random.default_rng(3), 4))["loss"])
+        assert any("identity_encoder" in parameter for parameter in reached)
+        assert not any("pose_guider" in parameter for parameter in reached)
+        made.save(tmp_path)
+        guider, own = (
+            load_file(folder / "diffusion_pytorch_model.safetensors")
+            for folder in (runs / "unet" / "model" / "pose_guider", tmp_path / "pose_guider")
+        )
+        assert all(torch.equal(guider[key], own[key]) for key in guider)
 
 
 def test_phases_follow_the_share_of_steps_done():

@@ -1,4 +1,4 @@
-"""What each method trains, and with which losses: BoLID, the three it is compared with, and BoLID without its parts.
+"""What each method trains, and with which losses: BoLID, those it is compared with, and BoLID without its parts.
 
 Base, data, steps, batch and learning rate are the same for all (`recipes.avatar.STAGES["adapter"]`). Who begins with
 `stage words` takes fewer steps, so that all take about as long (the Makefile's `comparison`).
@@ -182,6 +182,11 @@ METHODS = {
         ),
     )
 }
+# what a method that was trained without poses is shown with, from its first step
+CONTROLS = {
+    recipe.name: recipe
+    for recipe in (replace(METHODS["ip_adapter"], name="ip_adapter_beside_guider", pose_guider="frozen"),)
+}
 ABLATIONS = {
     recipe.name: recipe
     for recipe in (
@@ -202,7 +207,7 @@ ABLATIONS = {
         _with(WORDS_THEN_PAIRS, "bolid_aligned", semantic=0.6, layout=0.1),
     )
 }
-RECIPES = METHODS | ABLATIONS
+RECIPES = METHODS | CONTROLS | ABLATIONS
 
 
 def words_run(recipe: Recipe | None) -> str:
