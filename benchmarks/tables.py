@@ -62,10 +62,13 @@ def quality() -> str:
 
 
 def sample(measured: dict) -> str:
-    """How many pictures of how many people; results from before there were judges have one of each."""
+    """How many pictures of how many people, and how many of them identity is judged in; results from before there were
+    judges have one picture of each."""
     people = measured.get("people", measured["pictures"])
     pictures = f"{measured['pictures']} pictures of " if people != measured["pictures"] else ""
-    return f"{pictures}{people} unseen people"
+    judged = measured.get("identity_judged")
+    compared = f" (identity: {judged} pictures of those with another photograph)" if judged else ""
+    return f"{pictures}{people} unseen people{compared}"
 
 
 def classes(measured: dict) -> str:
@@ -167,7 +170,7 @@ BESIDE = {
 }
 BY_POSE = {"pose_pck10": "PCK@0.1 by pose", "id_similarity": "Identity by pose"}
 QUALITY = {
-    "id_similarity": "identity: cosine with another picture of the person (higher is better)",
+    "id_similarity": "identity: cosine with another photograph of the person (higher is better)",
     "id_top1": "identity: found first among 100 people",
     "pose_pck10": "pose kept: PCK@0.1 (higher is better)",
     "pose_pck05": "pose kept: PCK@0.05",

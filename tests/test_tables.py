@@ -92,7 +92,7 @@ def test_quality_shows_what_was_judged_and_leaves_out_what_was_not(tables, tmp_p
     assert found == (
         "|  | generated | the reference itself | the reference, autoencoded | somebody else |\n"
         "| --- | ---: | ---: | ---: | ---: |\n"
-        "| identity: cosine with another picture of the person (higher is better) | **0.500** (0.400–0.600)"
+        "| identity: cosine with another photograph of the person (higher is better) | **0.500** (0.400–0.600)"
         " | **0.750** (0.650–0.850) | **0.625** (0.525–0.725) | **0.125** (0.025–0.225) |\n"
         "| Frechet distance, CLIP features (lower is better) | **0.250** (0.150–0.350)"
         " | **0.125** (0.025–0.225) | **0.250** (0.150–0.350) |  |\n"
@@ -120,7 +120,13 @@ def test_comparison_has_a_row_a_model_between_real_pictures(tables, tmp_path, mo
         ],
         "ceilings": metrics,
         "floors": {"id_similarity": row(0.125)},
-        "setup": {"pictures": 1000, "people": 250, "machine": "A CPU", "commit": "0123456789abcdef"},
+        "setup": {
+            "pictures": 1000,
+            "people": 250,
+            "identity_judged": 900,
+            "machine": "A CPU",
+            "commit": "0123456789abcdef",
+        },
     }
     (tmp_path / "comparison.json").write_text(json.dumps(measured))
     monkeypatch.setattr(tables, "COMPARISON", tmp_path / "comparison.json")
@@ -133,7 +139,8 @@ def test_comparison_has_a_row_a_model_between_real_pictures(tables, tmp_path, mo
         f"| *the reference itself* | {cells} |  |\n"
         "| *somebody else* |  | **0.125** (0.025–0.225) |  |  |\n"
         "\n"
-        "1000 pictures of 250 unseen people, the same for every row; 95 % intervals. A CPU; commit 012345678.\n"
+        "1000 pictures of 250 unseen people (identity: 900 pictures of those with another photograph), the same for "
+        "every row; 95 % intervals. A CPU; commit 012345678.\n"
     )
 
 
