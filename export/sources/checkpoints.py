@@ -189,6 +189,11 @@ def _decisions(model: Path, checkpoint: Model, roles: Mapping[Role, AdapterFile]
         decisions[role.replace("_", " ")] = f"{file.name}, {file.path.name}"
     if roles["identity"].kind is INSTANT_ID and "identity_net" not in roles:
         decisions["identity net"] = "none; InstantID is published with one: --adapter ControlNetModel"
+    if checkpoint.pose_estimator is None and checkpoint.adapter.parts > 1:
+        decisions["pose estimator"] = (
+            "none: the whole reference is read in place of each part; a pose_estimator/ like the avatar's in "
+            "the model's folder finds them"
+        )
     if (model / LIGHTNING).is_dir():
         decisions["few-step LoRA"] = f"fused; {checkpoint.config.steps} steps"
     for lora in choices.loras:

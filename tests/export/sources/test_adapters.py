@@ -220,6 +220,10 @@ def test_a_folder_of_bolids_adapters_is_one_adapter(model_folder, tmp_path):
     assert together.hashes == one_by_one.hashes
     assert together.decisions["identity"].startswith("BoLID")
     assert together.checkpoint.adapter.pose_guider is not None
+    assert "pose estimator" not in together.decisions
+    shutil.rmtree(bare / "pose_estimator")
+    blind = open_source(bare, [folder])
+    assert blind.decisions["pose estimator"].startswith("none: the whole reference is read in place of each part")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"or a folder of BoLID's adapters with identity\.safetensors"):
         open_source(bare, [tmp_path / "empty"])
