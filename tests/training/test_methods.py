@@ -2,12 +2,13 @@
 
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from safetensors.torch import load_file
 from transformers import CLIPModel
@@ -32,7 +33,17 @@ from bolid_training.model.config import AvatarConfig
 from bolid_training.model.identity_net import build_identity_net
 from bolid_training.model.pose_estimator import build_pose_estimator, load_pose_estimator
 from bolid_training.model.sampling import seeded_noise
-from bolid_training.recipes.methods import ABLATIONS, CONTROLS, METHODS, RECIPES, Branch, Phase, Recipe, Weights
+from bolid_training.recipes.methods import (
+    ABLATIONS,
+    CONTROLS,
+    METHODS,
+    RECIPES,
+    Branch,
+    Phase,
+    Recipe,
+    Weights,
+    recipe_config,
+)
 from bolid_training.stages.adapter import AdapterTask
 from bolid_training.stages.method import MethodTask, few_step_unet, warn_of_strangers
 from bolid_training.stages.reid import build_reid
@@ -144,6 +155,19 @@ def test_a_control_is_its_method_beside_the_guider_that_it_is_shown_with(runs, t
             for folder in (runs / "unet" / "model" / "pose_guider", tmp_path / "pose_guider")
         )
         assert all(torch.equal(guider[key], own[key]) for key in guider)
+
+
+@pytest.mark.parametrize("name", [*METHODS, *CONTROLS])
+def test_the_committed_adapters_are_of_these_recipes_and_of_the_committed_base(name):
+    avatar, model = Path("training/weights/avatar"), Path("training/weights/methods") / name / "model"
+    unet = UNet2DConditionModel.from_pretrained(avatar / "unet", torch_dtype=torch.float32)
+    adapter = Adapter(unet, config := recipe_config(AvatarConfig(), RECIPES[name]))
+    adapter.load(model)
+    assert all(parameter.isfinite().all() for parameter in adapter.parameters())
+    patches = torch.randn(2, config.parts, 17, config.patch_width, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        somebody, another = adapter.identity_encoder(patches, torch.arange(config.parts).expand(2, -1))
+    assert (somebody - another).abs().mean() > 0.01
 
 
 def test_phases_follow_the_share_of_steps_done():
