@@ -46,10 +46,11 @@ tables: $(DEV)/.installed ## README's tables from benchmarks/results
 
 # Every method begins with random weights on the embedded model's base, with the same pictures and batches. IP-Adapter
 # and PuLID know no poses; the base's T2I-Adapter fits both, so they are compared with it, too, and IP-Adapter is trained
-# once more beside it. Every step can be repeated after an interruption and goes on where it was.
-METHODS := bolid ip_adapter ip_adapter_beside_guider instantid pulid
+# once more beside it. BoLID without labels learns from pairs of pictures alone, as the others do. Every step can be
+# repeated after an interruption and goes on where it was.
+METHODS := bolid bolid_unlabelled ip_adapter ip_adapter_beside_guider instantid pulid
 WITHOUT_POSE := ip_adapter pulid
-ABLATIONS := $(addprefix bolid_,no_words words_then_pairs rec no_id no_clip no_colour embedding aligned k2 k4 no_zeros \
+ABLATIONS := $(addprefix bolid_,no_words words_then_pairs rec no_id no_clip embedding aligned k2 k4 no_zeros \
 	5_tokens 40_tokens one_view frozen_guider)
 PICTURES := 6000
 STEPS := 1500
@@ -58,7 +59,7 @@ REID_STEPS := 800
 # and PuLID's 25, with 34 for the network of its identity loss
 WORDS_STEPS := 2000
 STEPS_AFTER_WORDS := 500
-WITHOUT_WORDS := bolid_no_words bolid_no_colour bolid_one_view $(filter-out bolid,$(METHODS))
+WITHOUT_WORDS := bolid_no_words bolid_one_view $(filter-out bolid,$(METHODS))
 OTHER_BUDGETS := bolid_5_tokens bolid_40_tokens
 UNSEEN := $(BIN)/bolid-train data --out runs/unseen --identities 12000 --views 3 --seed 1 --splits test
 teach_words = $(foreach method,$(1),$(BIN)/bolid-train stage words --recipe $(method) --limit $(PICTURES) \

@@ -182,10 +182,14 @@ METHODS = {
         ),
     )
 }
-# what a method that was trained without poses is shown with, from its first step
 CONTROLS = {
     recipe.name: recipe
-    for recipe in (replace(METHODS["ip_adapter"], name="ip_adapter_beside_guider", pose_guider="frozen"),)
+    for recipe in (
+        # what a method that was trained without poses is shown with, from its first step
+        replace(METHODS["ip_adapter"], name="ip_adapter_beside_guider", pose_guider="frozen"),
+        # BoLID with no more to learn identity from than the other methods have
+        _without(FROM_PAIRS, "bolid_unlabelled", colour=0.0),
+    )
 }
 ABLATIONS = {
     recipe.name: recipe
@@ -202,7 +206,6 @@ ABLATIONS = {
         replace(BOLID, name="bolid_frozen_guider", pose_guider="frozen"),
         _without(BOLID, "bolid_no_id", keypoints=0.0),
         _without(BOLID, "bolid_no_clip", clip=0.0),
-        _without(FROM_PAIRS, "bolid_no_colour", colour=0.0),
         _with(WORDS_THEN_PAIRS, "bolid_embedding", embedding=1.0),
         _with(WORDS_THEN_PAIRS, "bolid_aligned", semantic=0.6, layout=0.1),
     )

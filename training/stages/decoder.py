@@ -25,7 +25,6 @@ from bolid_training.avatars.parts import Part
 from bolid_training.data import People, pixels, with_recoloured
 from bolid_training.model.config import AvatarConfig
 from bolid_training.model.pose_estimator import HEATMAP_STRIDE, PoseEstimator, load_pose_estimator
-from bolid_training.precision import fastest_layout
 from bolid_training.stages.pose import draw_views, person_boxes, position_divergence, visible_heatmaps
 from bolid_training.stages.unet import cached_latents
 from bolid_training.stages.vae import VaeTask, pixel_losses
@@ -85,7 +84,7 @@ class DecoderTask(VaeTask):
         self.latents = cached_latents(vae, people, runs)
         self.boxes = person_boxes(people)
         self.pose_estimator = load_pose_estimator(runs / "pose" / "model").eval().requires_grad_(False)
-        self.module = JudgedDecoder(vae).to(memory_format=fastest_layout())
+        self.module = JudgedDecoder(vae).to(memory_format=torch.channels_last)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
         """Windows about people: latents with noise, pixels, weights, keypoints, and how the estimator looks at them."""
