@@ -220,7 +220,6 @@ def build_vae(config: AvatarConfig) -> AutoencoderTiny:
     return AutoencoderTiny(
         encoder_block_out_channels=widths,
         decoder_block_out_channels=widths,
-        num_decoder_blocks=config.vae_decoder_blocks,
         latent_channels=config.latent_channels,
         scaling_factor=1.0,
         force_upcast=False,

@@ -13,7 +13,7 @@ class AvatarConfig:
     `parts` 1: the person is read from the whole picture, not from crops. `pose_guider`: whether skeletons guide the
     UNet through the T2I-Adapter; `identity_net`: whether they do so through InstantID's IdentityNet.
     `zero_tokens`: so many tokens of zeros come after the identity tokens that are read from crops.
-    `vae_decoder_blocks`: at each resolution, from that of the latents up. A `vision_width` of None is the text's.
+    A `vision_width` of None is the text's.
 
     `text_width_2` > 0 makes it an SDXL: a second text tower, whose states are put beside the first one's and whose
     projection is the pooled text. `unet_transformer_layers`: of each down block's attention, 0 for a block without; the
@@ -23,7 +23,6 @@ class AvatarConfig:
     image_size: int = 128
     latent_channels: int = 8
     vae_width: int = 32
-    vae_decoder_blocks: tuple[int, ...] = (8, 8, 5, 1)
     vocabulary: int = 1024
     text_width: int = 192
     text_layers: int = 4

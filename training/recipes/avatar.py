@@ -19,7 +19,7 @@ STAGES = {
     "clip": StageRecipe(steps=800, batch_size=64, learning_rate=1e-3),
     "vae": StageRecipe(steps=6000, batch_size=4, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
     "pose": StageRecipe(steps=16000, batch_size=32, learning_rate=1e-3, ema_decay=0.998, validate_every=1000),
-    "decoder": StageRecipe(steps=6000, batch_size=8, learning_rate=4e-4, ema_decay=0.995, validate_every=1000),
+    "decoder": StageRecipe(steps=1500, batch_size=8, learning_rate=4e-4, ema_decay=0.99, validate_every=300),
     "unet": StageRecipe(steps=12000, batch_size=16, learning_rate=6e-4, optimizer="muon", validate_every=1000),
     "clip_text": StageRecipe(steps=400, batch_size=128, learning_rate=5e-4, ema_decay=0.98, validate_every=100),
     "reid": StageRecipe(steps=2000, batch_size=64, learning_rate=1e-3, ema_decay=0.998),

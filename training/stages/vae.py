@@ -1,12 +1,11 @@
 """Stage `vae`: AutoencoderTiny on the pictures."""
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
-from diffusers.models.autoencoders.vae import AutoencoderTinyBlock, DecoderTiny
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -97,37 +96,7 @@ class VaeTask:
         self.module.vae.save_pretrained(folder)
 
     def load(self, folder: Path) -> None:
-        vae = AutoencoderTiny.from_pretrained(folder)
-        self.module.vae.encoder.load_state_dict(vae.encoder.state_dict())
-        deepen(vae.decoder, self.module.vae.decoder)
-
-
-def deepen(trained: DecoderTiny, decoder: DecoderTiny) -> None:
-    """Makes `decoder`, which may have more blocks at a resolution, draw as `trained` does: these begin as identities.
-
-    Blocks end in a ReLU, so one whose branch is zero hands on what it gets. Raises ValueError if `decoder` has fewer.
-    """
-    known = _by_resolution(trained)
-    for place, layer in _by_resolution(decoder).items():
-        if place in known:
-            layer.load_state_dict(known.pop(place).state_dict())
-        else:
-            nn.init.zeros_(layer.conv[-1].weight)
-            nn.init.zeros_(layer.conv[-1].bias)
-    if known:
-        raise ValueError(f"the trained decoder has {len(known)} blocks more than the one that should begin with it")
-
-
-def _by_resolution(decoder: DecoderTiny) -> dict[tuple[int, str, int], nn.Module]:
-    """Its layers by upsamplings before them, class, and number among those."""
-    layers: dict[tuple[int, str, int], nn.Module] = {}
-    doubled, counts = 0, Counter[tuple[int, str]]()
-    for layer in decoder.layers:
-        kind = (doubled, type(layer).__name__)
-        layers[*kind, counts[kind]] = layer
-        counts[kind] += 1
-        doubled += isinstance(layer, nn.Upsample)
-    return layers
+        self.module.vae.load_state_dict(AutoencoderTiny.from_pretrained(folder).state_dict())
 
 
 def pixel_losses(out: Tensor, target: Tensor, weights: Tensor | None = None) -> dict[str, Tensor]:
