@@ -187,7 +187,7 @@ CONTROLS = {
     for recipe in (
         # what a method that was trained without poses is shown with, from its first step
         replace(METHODS["ip_adapter"], name="ip_adapter_beside_guider", pose_guider="frozen"),
-        # BoLID with no more to learn identity from than the other methods have
+        # BoLID without what the other methods do not get: labels of identity, as words or as colours
         _without(FROM_PAIRS, "bolid_unlabelled", colour=0.0),
     )
 }

@@ -84,6 +84,7 @@ class DecoderTask(VaeTask):
         self.latents = cached_latents(vae, people, runs)
         self.boxes = person_boxes(people)
         self.pose_estimator = load_pose_estimator(runs / "pose" / "model").eval().requires_grad_(False)
+        # no group norm in it: channels last is the faster one in bfloat16, too (0.20 s a step instead of 0.25)
         self.module = JudgedDecoder(vae).to(memory_format=torch.channels_last)
 
     def batch(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
